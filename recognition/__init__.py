@@ -1,0 +1,1 @@
+"""A face-recognition trainer: sharded class centres and memory, quality-aware injection."""

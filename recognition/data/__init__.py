@@ -1,0 +1,1 @@
+"""From RecordIO on disk to batches: formats, order, decoding, augmentation."""

@@ -1,0 +1,1 @@
+"""The sharded classification head: margins, the tiled softmax, the centres and their optimiser."""
