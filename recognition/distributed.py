@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from recognition.errors import SettingsError
 
-
 CPU = torch.device("cpu")
 
 
