@@ -110,7 +110,7 @@ def lists(depth):
 
 def array_state(shape, raw=b"abc", code=b"u1"):
     start = b"\x80\x02]cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-    return start + shape + b"cnumpy\ndtype\nU" + bytes([len(code)]) + code + b"\x85R\x89" + python2_string(raw) + b"tba."
+    return start + shape + b"cnumpy\ndtype\n" + python2_string(code) + b"\x85R\x89" + python2_string(raw) + b"tba."
 
 
 HOSTILE = {
@@ -173,7 +173,7 @@ HOSTILE = {
     "stack underflow": b"\x80\x02R.",
     "mark for a value": b"\x80\x02(\x85.",
     "a million times the same image": b"\x80\x02](U\x01xq\x00" + b"h\x00" * 400_000 + b"e.",
-    "code as a tuple of tuples": b"\x80\x02cnumpy\ndtype\n" + b")" + b"q\x00(" + b"h\x00" * 900 + b"t\x85R.",
+    "code as a tuple of tuples": b"\x80\x02cnumpy\ndtype\n()q\x00" + b"h\x00" * 900 + b"t\x85R.",
 }
 
 
