@@ -42,7 +42,7 @@ class BackboneSettings:
 def mistakes(settings: BackboneSettings) -> list[str]:
     """Everything that is wrong with the settings, one line each, with the nearest valid names; empty when right."""
     found = []
-    if settings.name not in BACKBONES:
+    if not isinstance(settings.name, str) or settings.name not in BACKBONES:
         nearest = difflib.get_close_matches(str(settings.name), BACKBONES, n=3, cutoff=0.4) or list(BACKBONES)
         found.append(f"backbone.name: no backbone {settings.name!r}; nearest: {', '.join(nearest)}")
     size = settings.embedding_size
