@@ -159,12 +159,18 @@ def from_first(value: Any, ranks: Ranks) -> Any:
     return box[0]
 
 
-def require_same(what: str, value: str, ranks: Ranks) -> None:
-    """Raise SettingsError on every rank when `value` differs between ranks, naming the ranks that differ."""
+def all_values(value: Any, ranks: Ranks) -> list[Any]:
+    """Every rank's picklable value, in rank order, on every rank."""
     if ranks.group is None:
-        return
+        return [value]
     values: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(values, value, group=ranks.group)
+    return values
+
+
+def require_same(what: str, value: str, ranks: Ranks) -> None:
+    """Raise SettingsError on every rank when `value` differs between ranks, naming the ranks that differ."""
+    values = all_values(value, ranks)
     different = [rank for rank, other in enumerate(values) if other != values[0]]
     if different:
         other = values[different[0]]
