@@ -45,7 +45,7 @@ class RecordDataset:
 
     def __init__(self, root: Path, shards: list[Shard], stated: Property) -> None:
         self.root = root
-        self.property = stated
+        self.stated = stated  # what the file `property` states
         self._shards = shards
         self._first = np.cumsum([0, *(len(shard.labels) for shard in shards)]).tolist()
         self.labels = shards[0].labels if len(shards) == 1 else np.concatenate([shard.labels for shard in shards])
@@ -56,6 +56,11 @@ class RecordDataset:
         ]
         self.num_images = len(self.labels)
         self.num_classes = int(self.labels.max()) + 1 if stated.num_classes is None else stated.num_classes
+
+    @property
+    def paths(self) -> list[Path]:
+        """The .rec files, in order."""
+        return [shard.reader.path for shard in self._shards]
 
     def __len__(self) -> int:
         return self.num_images
