@@ -1,0 +1,1 @@
+"""The verbs of tools/rec_builder.py, one file each."""
