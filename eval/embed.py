@@ -7,19 +7,20 @@ weights in other files may name only plain files beside or below it. Proven by t
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime
 
-from recognition.errors import CheckpointError, DataError, NumericsError
+from recognition.errors import CheckpointError, NumericsError
 
 IMAGE_SIZE = 112
 BATCH_SIZE = 64  # of a model that takes any; larger ones gain nothing on a CPU
+
+Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
 
 
 class Embedder(Protocol):
@@ -85,12 +86,9 @@ class OnnxEmbedder:
         outputs = self._session.get_outputs()
         if len(outputs) != 1:
             raise CheckpointError(f"{self.name}: expected one output, got {[node.name for node in outputs]}")
-        (node,) = outputs
-        size = node.shape[-1] if node.shape else None
-        if not isinstance(size, int):  # left open in the graph: the network itself knows
-            probe = np.zeros((self.batch_size or 1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-            size = self._run(node.name, probe).shape[-1]
-        return node.name, size
+        # Asked, not read off the graph: shapes there may be left open, or wrong.
+        probe = np.zeros((self.batch_size or 1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+        return outputs[0].name, self._run(outputs[0].name, probe).shape[1]
 
     def _run(self, output: str, batch: np.ndarray) -> np.ndarray:
         try:
@@ -223,17 +221,6 @@ def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> No
     if len(bad):
         shown = ", ".join(names[i] if names else f"image {i}" for i in bad[:5])
         raise NumericsError(f"{len(bad)} of {len(embeddings)} embeddings are not finite: {shown}")
-
-
-def decode(encoded: bytes | np.ndarray, where: str) -> np.ndarray:
-    """Decode an image file of any size to uint8 RGB [H, W, 3]; DataError naming `where` if it is none."""
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise DataError(f"{where}: not an image that can be decoded ({len(encoded)} bytes)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _available_cpus() -> int:

@@ -8,7 +8,7 @@ table and writes JSON. Proven by tests/eval/test_verification.py.
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from eval import metrics
-from eval.embed import IMAGE_SIZE, decode, load_embedder, require_finite
+from eval.embed import IMAGE_SIZE, Embed, load_embedder, require_finite
 from eval.safe_pickle import load_pairs
+from recognition.data.image_file import ImageError, decode_rgb, image_size
 from recognition.errors import DataError, SettingsError, run_command
 
 FAR_TARGET = 1e-3
 EMBED_AT_ONCE = 256  # images between two steps of the progress bar
-
-Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d]
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,18 @@ def load_bin(path: str | Path) -> VerificationSet:
     encoded, issame = load_pairs(path)
     images = np.empty((len(encoded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for number, content in enumerate(encoded):
-        where = f"{path}: pair {number // 2}, image {number}"
-        image = decode(content, where)
-        if image.shape != images.shape[1:]:
-            height, width = image.shape[:2]
-            raise DataError(f"{where}: expected {IMAGE_SIZE}×{IMAGE_SIZE} pixels, got {width}×{height}")
-        images[number] = image
+        try:
+            images[number] = _decode(content)
+        except ImageError as error:
+            raise DataError(f"{path}: pair {number // 2}, image {number}: {error}") from None
     return VerificationSet(path.stem, images, issame)
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    height, width = image_size(encoded)  # by its header, before any decoder takes memory for it
+    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
+        raise ImageError(f"expected {IMAGE_SIZE}×{IMAGE_SIZE} pixels, got {width}×{height}")
+    return decode_rgb(encoded)
 
 
 def reduce_to(images: np.ndarray, side: int) -> np.ndarray:

@@ -1,0 +1,243 @@
+"""eval/embed.py with small networks made here: what goes in, fixed batches, hostile and ill-fitting files."""
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from eval.embed import check_onnx_file, load_embedder, normalise, require_finite
+from recognition.backbones import BackboneSettings, build
+from recognition.backbones.model_file import save_model
+from recognition.errors import CheckpointError, NumericsError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
+WEIGHT = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+
+
+def network(batch="batch", shape=(3, 112, 112), size=5, inputs=1, outputs=1, element=TensorProto.FLOAT):
+    """Mean over the pixels, times a matrix: embedding [N, 5] that numpy can compute."""
+    nodes = [
+        helper.make_node("ReduceMean", ["in0", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weight"], ["out0"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(f"in{i}", element, [batch, *shape]) for i in range(inputs)],
+        [helper.make_tensor_value_info(f"out{i}", element, [batch, size]) for i in range(outputs)],
+        [
+            numpy_helper.from_array(WEIGHT if shape[0] == 3 else np.ones((shape[0], 5), np.float32), "weight"),
+            numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+        ],
+    )
+    if outputs == 2:
+        graph.node.append(helper.make_node("Identity", ["out0"], ["out1"]))
+    if element == TensorProto.FLOAT16:
+        graph.initializer[0].CopyFrom(numpy_helper.from_array(WEIGHT.astype(np.float16), "weight"))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def expected(images):
+    return ((images.astype(np.float64) - 127.5) / 127.5).mean(axis=(1, 2)) @ WEIGHT
+
+
+def saved(tmp_path, model, name="net.onnx"):
+    onnx.save(model, str(tmp_path / name))
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3, 7, 16])
+@pytest.mark.parametrize("size", [5, "d"])
+def test_onnx_of_any_batch_size(tmp_path, batch, size):
+    embedder = load_embedder(saved(tmp_path, network(batch, size=size)), threads=1)
+    assert embedder.dim == 5
+    for count in (0, 1, 7):
+        embedding = embedder.embed(IMAGES[:count])
+        assert embedding.dtype == np.float32
+        assert embedding.shape == (count, 5)
+        np.testing.assert_allclose(embedding, expected(IMAGES[:count]), atol=1e-5)
+
+
+def test_more_images_than_a_batch(tmp_path):
+    images = np.concatenate([IMAGES] * 20)
+    embedder = load_embedder(saved(tmp_path, network()), threads=1)
+    np.testing.assert_allclose(embedder.embed(images), expected(images), atol=1e-5)
+
+
+def test_pt_file_and_run_folder(tmp_path):
+    settings = BackboneSettings(name="tiny", embedding_size=16)
+    torch.manual_seed(0)
+    module = build(settings)
+    save_model(tmp_path / "model_last.pt", module, settings, {})
+    module.eval()
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(normalise(IMAGES))).numpy()
+    for model in (tmp_path, tmp_path / "model_last.pt"):
+        embedder = load_embedder(model, threads=1, device="cpu")
+        assert embedder.dim == 16
+        np.testing.assert_allclose(embedder.embed(IMAGES), wanted, atol=1e-5)
+
+
+def test_normalise():
+    image = np.zeros((1, 112, 112, 3), np.uint8)
+    image[0, 3, 4] = 255, 51, 0
+    result = normalise(image)
+    assert result.shape == (1, 3, 112, 112)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result[0, :, 3, 4], [1, -0.6, -1])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [IMAGES.astype(np.float32), IMAGES[0], IMAGES[:, :100], IMAGES.transpose(0, 3, 1, 2), IMAGES[..., :1]],
+)
+def test_other_images_are_refused(tmp_path, images):
+    embedder = load_embedder(saved(tmp_path, network()), threads=1)
+    with pytest.raises(ValueError, match="expected uint8 images"):
+        embedder.embed(images)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"shape": (3, 224, 224)}, r"expected an input of float32 \[N, 3, 112, 112\], got in0"),
+        ({"shape": (1, 112, 112)}, "expected an input"),
+        ({"shape": (112, 112, 3)}, "expected an input"),
+        ({"element": TensorProto.FLOAT16}, "expected an input"),
+        ({"inputs": 2}, r"expected one input, got \['in0', 'in1'\]"),
+        ({"outputs": 2}, r"expected one output, got \['out0', 'out1'\]"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(tmp_path, options, text):
+    path = saved(tmp_path, network(**options))
+    with pytest.raises(CheckpointError, match=text) as error:
+        load_embedder(path, threads=1)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_feature_maps_are_no_embeddings(tmp_path):
+    model = network()
+    model.graph.node[0].attribute[0].i = 1  # keepdims: [N, 3, 1, 1]
+    model.graph.node[1].input[0], model.graph.node[1].op_type = "mean", "Relu"
+    del model.graph.node[1].input[1]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(CheckpointError, match=r"expected embeddings \[1, d\], got \[1, 3, 1, 1\]"):
+        load_embedder(saved(tmp_path, model), threads=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", bytes(range(256)) * 20])
+def test_damaged_files_are_refused(tmp_path, content):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        load_embedder(path, threads=1)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "nowhere.pt", "nowhere"])
+def test_a_missing_model_is_named(tmp_path, name):
+    with pytest.raises(CheckpointError, match=name):
+        load_embedder(tmp_path / name)
+
+
+def with_external_data(tmp_path, location="weights.bin", **entries):
+    """The network with its matrix in a file of its own, which is there and of the right size."""
+    model = network()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    folder = tmp_path / "model"
+    (folder / "below").mkdir(parents=True)
+    for place in (tmp_path, folder, folder / "below"):
+        (place / "weights.bin").write_bytes(WEIGHT.tobytes())
+    path = folder / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "below/weights.bin", "./weights.bin"])
+def test_external_data_beside_the_file_is_read(tmp_path, location):
+    embedder = load_embedder(with_external_data(tmp_path, location), threads=1)
+    np.testing.assert_allclose(embedder.embed(IMAGES), expected(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("../weights.bin", "not a path inside"),
+        ("below/../../weights.bin", "not a path inside"),
+        ("/etc/passwd", "not a path inside"),
+        ("C:\\weights.bin", "not a path inside"),
+        ("..\\weights.bin", "not a path inside"),
+        ("", "not a path inside"),
+        ("nowhere.bin", "no such plain file"),
+        ("below", "no such plain file"),
+    ],
+)
+def test_external_data_elsewhere_is_refused(tmp_path, location, text):
+    with pytest.raises(CheckpointError, match=text):
+        load_embedder(with_external_data(tmp_path, location), threads=1)
+
+
+def test_external_data_behind_links_is_refused(tmp_path):
+    path = with_external_data(tmp_path, "linked.bin")
+    (path.parent / "linked.bin").symlink_to(tmp_path / "weights.bin")
+    with pytest.raises(CheckpointError, match="a symbolic link"):
+        load_embedder(path)
+    (path.parent / "linked.bin").unlink()
+    os.link(tmp_path / "weights.bin", path.parent / "linked.bin")
+    with pytest.raises(CheckpointError, match="a hard link, the file has 2 names"):
+        load_embedder(path)
+
+
+def test_external_data_behind_a_linked_folder_is_refused(tmp_path):
+    path = with_external_data(tmp_path, "folder/weights.bin")
+    (path.parent / "folder").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="a symbolic link"):
+        load_embedder(path)
+
+
+@pytest.mark.parametrize("entries", [{"offset": "40"}, {"length": "61"}, {"offset": "-1"}, {"length": "many"}])
+def test_external_data_that_is_too_short_is_refused(tmp_path, entries):
+    entries = {"length": "60", **entries}
+    with pytest.raises(CheckpointError, match=r"refused: (bytes|offset)"):
+        load_embedder(with_external_data(tmp_path, **entries))
+
+
+def test_external_data_is_found_wherever_a_graph_hides_it(tmp_path):
+    hidden = TensorProto(name="hidden", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    hidden.external_data.add(key="location", value="../secret")
+    constant = helper.make_node("Constant", [], ["c"], value=hidden)
+    branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [1])])
+    sparse = helper.make_sparse_tensor(hidden, helper.make_tensor("i", TensorProto.INT64, [1], [0]), [4])
+    places = {
+        "constant": lambda model: model.graph.node.append(constant),
+        "subgraph": lambda model: model.graph.node.append(
+            helper.make_node("If", ["condition"], ["x"], then_branch=branch, else_branch=branch)
+        ),
+        "function": lambda model: model.functions.append(
+            helper.make_function("own", "f", [], ["c"], [constant], [helper.make_opsetid("", 18)])
+        ),
+        "sparse": lambda model: model.graph.sparse_initializer.append(sparse),
+    }
+    for name, add in places.items():
+        model = network()
+        add(model)
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(CheckpointError, match=r"'hidden' at '\.\./secret' refused"):
+            check_onnx_file(path)
+
+
+def test_embeddings_that_are_not_finite_are_named():
+    embeddings = np.zeros((4, 3), np.float32)
+    require_finite(embeddings)
+    embeddings[1, 2], embeddings[3, 0] = np.nan, np.inf
+    with pytest.raises(NumericsError, match=r"2 of 4 embeddings are not finite: b.jpg, d.jpg"):
+        require_finite(embeddings, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
