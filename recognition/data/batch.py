@@ -1,0 +1,55 @@
+"""What every loader hands out, what it refuses, and how uint8 images become the network's input.
+
+Images outside the network are uint8 RGB [b, 112, 112, 3]; the network sees float32 [b, 3, 112, 112] in [−1, 1].
+Proven by tests/recognition/data/test_loaders.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from recognition.data.plan import IMAGE_SIDE, Plan
+from recognition.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of a step: images and labels on the device, sample numbers on the host."""
+
+    image: torch.Tensor  # uint8 [b, 112, 112, 3], RGB
+    label: torch.Tensor  # int64 [b]
+    sample: np.ndarray  # int64 [b]
+
+
+class Samples(Protocol):
+    """What a loader asks of a set; recognition.data.dataset.RecordDataset is one."""
+
+    labels: np.ndarray
+
+    def encoded(self, sample: int) -> np.ndarray:
+        """The encoded image of a sample, uint8 [bytes]."""
+
+    def where(self, sample: int) -> str:
+        """Where a sample stands, for errors: `FILE: record K @ offset N`."""
+
+
+class Loader(Protocol):
+    """The interface of DaliLoader and FallbackLoader."""
+
+    plan: Plan
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """The batches of the global steps [start_step, stop_step) in order."""
+
+
+def wrong_size(where: str, height: int, width: int) -> DataError:
+    """The error of an image that is not of the network's size."""
+    return DataError(f"{where}: an image of {width}×{height} pixels; expected {IMAGE_SIDE}×{IMAGE_SIDE}")
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """(pixel − 127.5) / 127.5: uint8 [b, 112, 112, 3] to float32 [b, 3, 112, 112] in channels-last memory."""
+    return image.permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).div_(127.5)

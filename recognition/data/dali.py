@@ -1,0 +1,195 @@
+"""The plan through DALI: raw bytes from the memory map, decoded, augmented with the plan's parameters, uint8 NHWC.
+
+The order stays ours: DALI asks a callback for each batch, which hands it views of the encoded images and one array for
+each augmentation parameter. On a GPU the decoder is "mixed" and images stay on the device (that path is written from
+DALI's documentation and its tests are marked `gpu`); elsewhere the pipeline runs without a device.
+Proven by tests/recognition/data/test_loaders.py.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nvidia import dali as typed_dali
+
+from recognition.data.batch import Batch, Samples, wrong_size
+from recognition.data.image_file import ImageError, decode_rgb
+from recognition.data.plan import IMAGE_SIDE, INTERPOLATIONS, Plan, PlannedBatch
+from recognition.errors import DataError
+
+dali: Any = typed_dali  # DALI's type stubs lack much of what its modules have
+fn, types, pipeline_def = dali.fn, dali.types, dali.pipeline_def
+TensorCPU, TensorListCPU = dali.tensors.TensorCPU, dali.tensors.TensorListCPU
+
+_PREFETCH = 2  # batches that DALI works on ahead
+_FILTERS = {
+    "nearest": types.INTERP_NN,
+    "linear": types.INTERP_LINEAR,
+    "cubic": types.INTERP_CUBIC,
+    "lanczos": types.INTERP_LANCZOS3,
+    "area": types.INTERP_LINEAR,  # with anti-aliasing, which DALI takes per operator and not per sample
+}
+_FILTER_NUMBERS = np.array([int(_FILTERS[name]) for name in INTERPOLATIONS], np.int32)
+
+
+class _Fed(NamedTuple):
+    """A batch that DALI works on. Holds the arrays that DALI reads, which it does not copy."""
+
+    planned: PlannedBatch
+    encoded: list[np.ndarray]
+    inputs: tuple[Any, ...]
+
+
+class DaliLoader:
+    """Batches of a plan, decoded and augmented by DALI in `threads` CPU threads and on the device if it is a GPU."""
+
+    name = "dali"
+
+    def __init__(self, dataset: Samples, plan: Plan, device: torch.device, threads: int) -> None:
+        self.dataset, self.plan, self.device, self.threads = dataset, plan, device, max(threads, 1)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """The batches of the global steps [start_step, stop_step); a sample that cannot be used is a DataError."""
+        steps = iter(range(start_step, stop_step))
+        fed: deque[_Fed] = deque()
+
+        def feed() -> tuple[Any, ...]:
+            fed.append(self._prepare(next(steps)))  # StopIteration ends DALI's epoch
+            return fed[-1].inputs
+
+        pipeline = _pipeline(self.plan.rows, self.threads, self.device, feed)
+        try:
+            while True:
+                try:
+                    image, size = pipeline.run()
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    raise self._culprit(fed) or error from error
+                yield self._batch(fed.popleft().planned, image, size)
+        finally:
+            del pipeline  # waits for work in flight, which reads arrays that `fed` holds
+
+    def _prepare(self, step: int) -> _Fed:
+        planned = self.plan.batch(step)
+        encoded = [self.dataset.encoded(sample) for sample in planned.sample.tolist()]
+        raw = TensorListCPU([TensorCPU(image, "") for image in encoded], "", contiguous=False)
+        anchor, shape = blanked_regions(planned.crop)
+        side = np.repeat(planned.side[:, None], 2, axis=1).astype(np.float32)
+        down, up = _FILTER_NUMBERS[planned.down], _FILTER_NUMBERS[planned.up]
+        is_area = planned.down == INTERPOLATIONS.index("area")
+        flip = planned.flip.astype(np.int32)
+        inputs = (raw, flip, planned.is_cropped, anchor, shape, planned.is_downsampled, side, is_area, down, up)
+        return _Fed(planned, encoded, inputs)
+
+    def _batch(self, planned: PlannedBatch, image: Any, size: Any) -> Batch:
+        height, width = np.moveaxis(size.as_array()[:, :2], 1, 0)
+        wrong = np.flatnonzero((height != IMAGE_SIDE) | (width != IMAGE_SIDE))
+        if len(wrong):
+            row = int(wrong[0])
+            raise wrong_size(self.dataset.where(int(planned.sample[row])), int(height[row]), int(width[row]))
+        label = torch.from_numpy(self.dataset.labels[planned.sample]).to(self.device)
+        return Batch(_to_torch(image, self.device), label, planned.sample)
+
+    def _culprit(self, fed: deque[_Fed]) -> DataError | None:
+        """The first sample that DALI cannot decode among the batches in work; its error does not say which."""
+        pipeline = _single_image_pipeline()
+        for batch in fed:
+            for sample, encoded in zip(batch.planned.sample.tolist(), batch.encoded, strict=True):
+                try:
+                    pipeline.feed_input("encoded", [encoded])
+                    pipeline.run()
+                except (RuntimeError, ValueError):
+                    return DataError(f"{self.dataset.where(sample)}: {_reason(encoded)}")
+        return None
+
+
+def _reason(encoded: np.ndarray) -> str:
+    try:
+        decode_rgb(encoded)
+    except ImageError as error:
+        return str(error)
+    return f"an image of {len(encoded)} bytes, beginning with {bytes(encoded[:8]).hex()}, that DALI cannot decode"
+
+
+def blanked_regions(crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The four bands around kept rectangles int32 [b, 4], as anchors and shapes (y, x) float32 [b, 8] each."""
+    top, left, height, width = crop.T
+    zero, full = np.zeros_like(top), np.full_like(top, IMAGE_SIDE)
+    bottom, right = top + height, left + width
+    anchor = np.stack([zero, zero, bottom, zero, zero, zero, zero, right], axis=1)
+    shape = np.stack([top, full, IMAGE_SIDE - bottom, full, full, left, full, IMAGE_SIDE - right], axis=1)
+    return anchor.astype(np.float32), shape.astype(np.float32)
+
+
+def _pipeline(batch_size: int, threads: int, device: torch.device, feed: Any) -> Any:
+    """The pipeline: `feed()` gives a batch's inputs; out come images and the sizes that their headers state.
+
+    Only images of the right size are decoded, so that none can cost gigabytes; others come out as zeros.
+    """
+    on_gpu = device.type == "cuda"
+    full = [IMAGE_SIDE, IMAGE_SIDE]
+
+    @pipeline_def(enable_conditionals=True)
+    def define() -> tuple[Any, Any]:
+        encoded, flip, is_cropped, anchor, shape, is_downsampled, side, is_area, down, up = fn.external_source(
+            source=feed, num_outputs=10, batch=True, no_copy=True
+        )
+        size = fn.peek_image_shape(encoded)
+        if (size[0] == IMAGE_SIDE) & (size[1] == IMAGE_SIDE):
+            image = fn.decoders.image(
+                encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True
+            )
+        else:
+            blank = types.Constant(np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8), layout="HWC")
+            image = blank.gpu() if on_gpu else blank
+        image = fn.flip(image, horizontal=flip)
+        if is_cropped:
+            image = fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0)
+        if is_downsampled:
+            down = fn.reinterpret(down, dtype=types.INTERP_TYPE)
+            up = fn.reinterpret(up, dtype=types.INTERP_TYPE)
+            if is_area:
+                image = fn.resize(image, size=side, interp_type=down, antialias=True)
+            else:
+                image = fn.resize(image, size=side, interp_type=down, antialias=False)
+            image = fn.resize(image, size=full, interp_type=up, antialias=False)
+        return image, size
+
+    pipeline = define(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(device.index or 0) if on_gpu else None,
+        prefetch_queue_depth=_PREFETCH,
+        exec_dynamic=True,  # outputs own their memory, which _to_torch relies on
+    )
+    pipeline.build()
+    return pipeline
+
+
+def _single_image_pipeline() -> Any:
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def define() -> Any:
+        return fn.decoders.image(fn.external_source(name="encoded"), device="cpu", output_type=types.RGB)
+
+    pipeline = define()
+    pipeline.build()
+    return pipeline
+
+
+def _to_torch(images: Any, device: torch.device) -> torch.Tensor:
+    """DALI's output as a tensor uint8 [b, 112, 112, 3] on the device.
+
+    On the CPU it takes over DALI's memory; at most one copy gathers images that passed different branches. On a GPU
+    it is copied on the current stream: DALI would use its own memory again without waiting for that stream.
+    """
+    dense = images.as_tensor()
+    if device.type != "cuda":
+        return torch.from_dlpack(dense)
+    from nvidia.dali.plugin.pytorch import feed_ndarray
+
+    copied = torch.empty(tuple(dense.shape()), dtype=torch.uint8, device=device)
+    feed_ndarray(dense, copied, cuda_stream=torch.cuda.current_stream(device))
+    return copied

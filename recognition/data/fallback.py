@@ -1,0 +1,91 @@
+"""The plan without DALI, for platforms it does not serve and for tests: OpenCV decodes, NumPy augments, in threads.
+
+Equal to DALI's pixels on the CPU within one grey level. Proven by tests/recognition/data/test_loaders.py.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from recognition.data.batch import Batch, Samples, wrong_size
+from recognition.data.image_file import ImageError, decode_rgb, image_size
+from recognition.data.plan import IMAGE_SIDE, Plan, PlannedBatch
+from recognition.data.resample import resize
+from recognition.errors import DataError
+
+_PREFETCH = 2  # batches in work while one is used, as many as DALI's default
+
+
+class FallbackLoader:
+    """Batches of a plan, decoded on the CPU in `threads` threads."""
+
+    name = "fallback"
+
+    def __init__(self, dataset: Samples, plan: Plan, device: torch.device, threads: int) -> None:
+        self.dataset, self.plan, self.device, self.threads = dataset, plan, device, max(threads, 1)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """The batches of the global steps [start_step, stop_step); a sample that cannot be used is a DataError."""
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fallback-loader")
+        begun: deque[tuple[PlannedBatch, np.ndarray, list[Future[None]]]] = deque()
+        try:
+            for step in range(start_step, stop_step):
+                begun.append(self._begin(pool, step))
+                if len(begun) > _PREFETCH:
+                    yield self._finish(*begun.popleft())
+            while begun:
+                yield self._finish(*begun.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, pool: ThreadPoolExecutor, step: int) -> tuple[PlannedBatch, np.ndarray, list[Future[None]]]:
+        planned = self.plan.batch(step)
+        image = np.empty((len(planned.sample), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        bounds = np.linspace(0, len(image), min(self.threads, len(image)) + 1).astype(int).tolist()
+        return planned, image, [pool.submit(self._fill, planned, image, *span) for span in pairwise(bounds)]
+
+    def _fill(self, planned: PlannedBatch, image: np.ndarray, start: int, stop: int) -> None:
+        for row in range(start, stop):
+            decoded = decode(self.dataset, int(planned.sample[row]))
+            image[row] = augment(decoded, planned, row)
+
+    def _finish(self, planned: PlannedBatch, image: np.ndarray, parts: list[Future[None]]) -> Batch:
+        for part in parts:
+            part.result()
+        label = torch.from_numpy(self.dataset.labels[planned.sample])
+        return Batch(torch.from_numpy(image).to(self.device), label.to(self.device), planned.sample)
+
+
+def decode(dataset: Samples, sample: int) -> np.ndarray:
+    """The image of a sample, uint8 RGB [112, 112, 3]; a DataError says what else it is.
+
+    The size in the header decides first: an image that would take gigabytes is refused, not decoded.
+    """
+    encoded = dataset.encoded(sample)
+    try:
+        size = image_size(encoded)
+        if size != (IMAGE_SIDE, IMAGE_SIDE):
+            raise wrong_size(dataset.where(sample), *size)
+        return decode_rgb(encoded)
+    except ImageError as error:
+        raise DataError(f"{dataset.where(sample)}: {error}") from error
+
+
+def augment(image: np.ndarray, planned: PlannedBatch, row: int) -> np.ndarray:
+    """Flip, crop and down-sample an image uint8 [112, 112, 3] as planned for a row."""
+    if planned.flip[row]:
+        image = image[:, ::-1]
+    top, left, height, width = planned.crop[row].tolist()
+    if (height, width) != image.shape[:2]:
+        kept = (slice(top, top + height), slice(left, left + width))
+        blanked = np.zeros_like(image)
+        blanked[kept] = image[kept]
+        image = blanked
+    if planned.side[row] < IMAGE_SIDE:
+        small = resize(image, int(planned.side[row]), int(planned.down[row]))
+        image = resize(small, IMAGE_SIDE, int(planned.up[row]))
+    return image

@@ -1,0 +1,31 @@
+"""Chooses the loader: DALI where it is installed, the fallback elsewhere; both follow the same plan.
+
+Proven by tests/recognition/data/test_loaders.py.
+"""
+
+import torch
+
+from recognition.data.batch import Batch, Loader, Samples, normalise
+from recognition.data.fallback import FallbackLoader
+from recognition.data.plan import Plan
+from recognition.errors import SettingsError
+
+__all__ = ["KINDS", "Batch", "Loader", "make_loader", "normalise"]
+
+KINDS = ("auto", "dali", "fallback")
+
+
+def make_loader(kind: str, dataset: Samples, plan: Plan, device: torch.device, threads: int) -> Loader:
+    """A loader of the plan's batches. kind "auto" is "dali" where DALI can be imported, else "fallback"."""
+    if kind not in KINDS:
+        raise SettingsError(f"loader {kind!r}; expected one of {', '.join(KINDS)}")
+    if kind != "fallback":
+        try:
+            from recognition.data.dali import DaliLoader
+        except ImportError as error:
+            if kind == "dali":
+                reason = f"NVIDIA DALI cannot be imported here ({error}); use 'auto' or 'fallback'"
+                raise SettingsError(f"loader 'dali': {reason}") from error
+        else:
+            return DaliLoader(dataset, plan, device, threads)
+    return FallbackLoader(dataset, plan, device, threads)
