@@ -55,6 +55,8 @@ class RecordDataset:
             for shard, start in zip(shards, self._first, strict=False)
         ]
         self.num_images = len(self.labels)
+        if not self.num_images:
+            raise DataError(f"{root}: no record carries an image")
         self.num_classes = int(self.labels.max()) + 1 if stated.num_classes is None else stated.num_classes
 
     @property
@@ -105,10 +107,7 @@ def open_dataset(root: str | Path) -> RecordDataset:
     root = Path(root)
     paths = find_shards(root)
     stated = read_property(paths[0].parent / "property")
-    dataset = RecordDataset(root, [open_shard(path, stated.num_classes, stated.label_base) for path in paths], stated)
-    if not dataset.num_images:
-        raise DataError(f"{root}: no record carries an image")
-    return dataset
+    return RecordDataset(root, [open_shard(path, stated.num_classes, stated.label_base) for path in paths], stated)
 
 
 def find_shards(root: Path) -> list[Path]:

@@ -70,6 +70,8 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
+    if len(head) < 30:
+        raise ImageError("the image is cut inside its header")
     kind = head[12:16]
     if kind == b"VP8X":  # 24-bit canvas sides less one
         return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1

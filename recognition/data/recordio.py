@@ -61,11 +61,11 @@ class RecordWriter:
 
     def write(self, payload: bytes | bytearray | memoryview) -> int:
         """Append one record and return its offset. A payload of 2^29 bytes or more is a DataError."""
-        payload = bytes(payload)
-        if len(payload) >= MAX_LENGTH:
-            raise DataError(f"{self.path}: a payload of {len(payload)} bytes; a record holds fewer than {MAX_LENGTH}")
+        size = memoryview(payload).nbytes
+        if size >= MAX_LENGTH:
+            raise DataError(f"{self.path}: a payload of {size} bytes; a record holds fewer than {MAX_LENGTH}")
         offset = self._offset
-        parts = split_payload(payload)
+        parts = split_payload(bytes(payload))
         for number, part in enumerate(parts):
             cflag = WHOLE if len(parts) == 1 else FIRST if number == 0 else LAST if number == len(parts) - 1 else MIDDLE
             frame = struct.pack("<II", MAGIC, cflag << LENGTH_BITS | len(part))

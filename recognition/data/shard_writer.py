@@ -8,6 +8,7 @@ Proven by tests/recognition/data/test_shard_writer.py; read by recognition/data/
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -57,7 +58,7 @@ class ShardWriter:
     def close(self) -> None:
         """Write the identity records, the header's numbers and the index, and bring all to the disk."""
         first = len(self._offsets)
-        for start, end in zip(self._starts, [*self._starts[1:], first], strict=True):
+        for start, end in pairwise([*self._starts, first]):
             bounds: tuple[int, ...] = (start, end)
             if self.label_base:
                 bounds = (*split_label(start, self.label_base), *split_label(end, self.label_base))
