@@ -67,7 +67,9 @@ class DaliLoader:
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    raise self._culprit(fed) or error from error
+                    if culprit := self._culprit(fed):
+                        raise culprit from error
+                    raise
                 yield self._batch(fed.popleft().planned, image, size)
         finally:
             del pipeline  # waits for work in flight, which reads arrays that `fed` holds
@@ -161,12 +163,16 @@ def _pipeline(batch_size: int, threads: int, device: torch.device, feed: Any) ->
     pipeline = define(
         batch_size=batch_size,
         num_threads=threads,
-        device_id=(device.index or 0) if on_gpu else None,
+        device_id=_device_number(device) if on_gpu else None,
         prefetch_queue_depth=_PREFETCH,
         exec_dynamic=True,  # outputs own their memory, which _to_torch relies on
     )
     pipeline.build()
     return pipeline
+
+
+def _device_number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _single_image_pipeline() -> Any:

@@ -1,0 +1,278 @@
+import math
+import tracemalloc
+from collections import Counter
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from recognition.data.plan import (
+    IMAGE_SIDE,
+    INTERPOLATIONS,
+    UP_INTERPOLATIONS,
+    Augmentation,
+    Plan,
+    PlannedBatch,
+    draw_augmentation,
+    epoch_order,
+    uniform,
+    uniform_bits,
+)
+from recognition.errors import SettingsError
+
+GOLDEN = {
+    "sample": [370, 636, 184, 284],
+    "flip": [False, True, False, False],
+    "crop": [[1, 0, 109, 112], [7, 5, 105, 106], [36, 11, 45, 57], [1, 0, 111, 112]],
+    "side": [91, 84, 27, 111],
+    "down": [2, 0, 2, 2],
+    "up": [0, 2, 2, 0],
+}
+PAPER = Augmentation(crop=0.2, downsample=0.2)
+ALWAYS = Augmentation(crop=1.0, downsample=1.0)
+
+
+def plans(num_images: int, batch_size: int, world_size: int, seed: int = 3) -> list[Plan]:
+    return [Plan(num_images, batch_size, rank, world_size, seed, PAPER) for rank in range(world_size)]
+
+
+def global_batch(ranks: list[Plan], step: int) -> dict[str, np.ndarray]:
+    parts = [plan.batch(step) for plan in ranks]
+    names = [field.name for field in fields(PlannedBatch) if field.name not in ("step", "epoch")]
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
+def assert_chi_square_fits(counts: np.ndarray, expected: float) -> None:
+    """Counts of equally likely cells: chi² within five standard deviations of its mean."""
+    degrees = counts.size - 1
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - degrees) < 5 * math.sqrt(2 * degrees)
+
+
+# The order
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 4, 5, 6, 7, 16, 17, 99, 100, 101, 4096, 10007])
+def test_an_epoch_is_a_permutation(num_images):
+    for epoch in range(3):
+        assert sorted(epoch_order(num_images, 7, epoch).tolist()) == list(range(num_images))
+
+
+def test_a_part_of_an_order_is_the_same_as_in_the_whole():
+    whole = epoch_order(1003, 5, 2)
+    parts = [epoch_order(1003, 5, 2, start, min(start + 100, 1003)) for start in range(0, 1003, 100)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize(("num_images", "each"), [(2, 500), (3, 200), (4, 100), (5, 30)])
+def test_all_orders_of_a_few_samples_are_equally_likely(num_images, each):
+    draws = each * math.factorial(num_images)
+    counts = Counter(tuple(epoch_order(num_images, seed, 0).tolist()) for seed in range(draws))
+    assert len(counts) == math.factorial(num_images)
+    assert_chi_square_fits(np.array(list(counts.values())), each)
+
+
+@pytest.mark.parametrize(("first", "second"), [((1, 0), (1, 1)), ((1, 0), (2, 0)), ((0, 1), (1, 0))])
+def test_orders_of_other_epochs_and_seeds_are_independent(first, second):
+    n, bins = 40_000, 20
+    one, other = epoch_order(n, *first), epoch_order(n, *second)
+    pairs = np.stack([one, other, np.arange(n)])
+    cells = pairs * bins // n
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert_chi_square_fits(np.bincount(cells[a] * bins + cells[b], minlength=bins * bins), n / bins**2)
+    following = cells[0][:-1] * bins + cells[0][1:]
+    assert_chi_square_fits(np.bincount(following, minlength=bins * bins), (n - 1) / bins**2)
+    assert (one == other).sum() < 10  # a fixed point is expected once
+    assert (np.abs(np.diff(one)) == 1).sum() < 15  # neighbours that stay neighbours: expected twice
+
+
+def test_the_order_of_42_million_samples_takes_no_memory():
+    tracemalloc.start()
+    try:
+        plan = Plan(42_000_000, 1024, 3, 8, 0, PAPER)
+        batch = plan.batch(plan.steps_per_epoch * 5 + 40_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert batch.epoch == 5
+    assert batch.sample.max() > 2**24
+    assert peak < 1_000_000
+
+
+def test_the_plan_is_what_it_was_when_earlier_runs_were_started():
+    # A change of these numbers makes runs that are resumed see other data. They are this module's own output.
+    batch = Plan(1000, 8, 1, 2, 12345, ALWAYS).batch(130)
+    assert batch.sample.tolist() == GOLDEN["sample"]
+    assert batch.flip.tolist() == GOLDEN["flip"]
+    assert batch.crop.tolist() == GOLDEN["crop"]
+    assert batch.side.tolist() == GOLDEN["side"]
+    assert batch.down.tolist() == GOLDEN["down"]
+    assert batch.up.tolist() == GOLDEN["up"]
+
+
+# Ranks and epochs
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(103, 12), (96, 24), (25, 24), (24, 24)])
+def test_every_sample_at_most_once_an_epoch_whatever_the_ranks(num_images, batch_size):
+    for epoch in range(3):
+        seen = {}
+        for world_size in (1, 2, 3, 4):
+            ranks = plans(num_images, batch_size, world_size)
+            steps = {plan.steps_per_epoch for plan in ranks}
+            assert steps == {num_images // batch_size}
+            (count,) = steps
+            batches = [global_batch(ranks, epoch * count + step) for step in range(count)]
+            seen[world_size] = np.concatenate([batch["sample"] for batch in batches])
+        samples = seen[1]
+        assert len(set(samples.tolist())) == len(samples) == num_images // batch_size * batch_size
+        assert all(np.array_equal(samples, other) for other in seen.values())
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_augmentation_of_a_global_batch_does_not_depend_on_the_ranks(world_size):
+    alone, ranks = plans(500, 64, 1), plans(500, 64, world_size)
+    for step in (0, 6, 7, 50):
+        one, many = global_batch(alone, step), global_batch(ranks, step)
+        assert all(np.array_equal(one[name], many[name]) for name in one)
+
+
+def test_other_samples_are_left_out_in_other_epochs():
+    plan = Plan(11, 10, 0, 1, 0, Augmentation())
+    left_out = {(set(range(11)) - set(plan.batch(epoch).sample.tolist())).pop() for epoch in range(100)}
+    assert left_out == set(range(11))
+
+
+def test_a_step_is_a_pure_function_of_its_number():
+    plan, other = Plan(300, 32, 0, 1, 9, PAPER), Plan(300, 32, 0, 1, 9, PAPER)
+    late = plan.batch(100)
+    for step in range(100):
+        other.batch(step)
+    again = other.batch(100)
+    assert (late.step, late.epoch) == (again.step, again.epoch) == (100, 100 // 9)
+    assert np.array_equal(late.sample, again.sample)
+    assert np.array_equal(late.crop, again.crop)
+
+
+# The random numbers
+
+
+def test_the_generator_is_splitmix64():
+    # The first outputs for the seed 1234567, https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert uniform_bits(np.array([1234567], np.uint64), 4).tolist() == [expected]
+
+
+def test_uniform_numbers_of_neighbouring_keys_are_uniform_and_independent():
+    n, bins = 1 << 16, 16
+    cells = (uniform(np.arange(n, dtype=np.uint64), 4) * bins).astype(int)
+    for j in range(4):
+        assert_chi_square_fits(np.bincount(cells[:, j], minlength=bins), n / bins)
+        for k in range(j):
+            assert_chi_square_fits(np.bincount(cells[:, j] * bins + cells[:, k], minlength=bins**2), n / bins**2)
+        pairs = cells[:-1, j] * bins + cells[1:, j]
+        assert_chi_square_fits(np.bincount(pairs, minlength=bins**2), (n - 1) / bins**2)
+
+
+@pytest.mark.parametrize("other", [(0, 1), (1, 0), (1, 1)])
+def test_draws_of_one_sample_in_other_epochs_and_seeds_are_independent(other):
+    sample, bins = np.arange(50_000), 8
+    one = draw_augmentation(Augmentation(crop=1, downsample=1), 0, 0, sample)
+    two = draw_augmentation(Augmentation(crop=1, downsample=1), *other, sample)
+    pairs = (one["flip"] * 2 + two["flip"]).astype(int)
+    assert_chi_square_fits(np.bincount(pairs, minlength=4), len(sample) / 4)
+    height = [np.argsort(np.argsort(draw["crop"][:, 2], kind="stable")) * bins // len(sample) for draw in (one, two)]
+    assert_chi_square_fits(np.bincount(height[0] * bins + height[1], minlength=bins**2), len(sample) / bins**2)
+
+
+def test_the_draws_of_a_sample_are_independent_of_each_other():
+    sample = np.arange(50_000)
+    draw = draw_augmentation(ALWAYS, 0, 0, sample)
+    columns = np.stack([draw["flip"], *draw["crop"].T, draw["side"], draw["down"], draw["up"]]).astype(float)
+    correlation = np.corrcoef(columns)
+    correlation[1:5, 1:5] = 0  # the rectangle's own numbers depend on each other
+    np.fill_diagonal(correlation, 0)
+    assert np.abs(correlation).max() < 5 / math.sqrt(len(sample))
+    assert_chi_square_fits(np.bincount(draw["down"]), len(sample) / len(INTERPOLATIONS))
+    assert_chi_square_fits(np.bincount(draw["up"]), len(sample) / len(UP_INTERPOLATIONS))
+
+
+# Augmentation
+
+
+def test_probabilities_hold():
+    sample = np.arange(20_000)
+    draw = PlannedBatch(0, 0, sample, **draw_augmentation(Augmentation(0.5, crop=0.2, downsample=0.3), 1, 2, sample))
+    for what, expected in ((draw.flip, 0.5), (draw.is_cropped, 0.2), (draw.is_downsampled, 0.3)):
+        # a rectangle or side drawn as the whole image, as 1 in 150 sides is, changes nothing
+        assert abs(what.mean() - expected) < 0.015
+
+
+def test_one_probability_does_not_change_what_else_is_drawn():
+    sample = np.arange(1000)
+    both = draw_augmentation(ALWAYS, 1, 1, sample)
+    no_crop = draw_augmentation(replace(ALWAYS, crop=0.0), 1, 1, sample)
+    assert (no_crop.pop("crop") == (0, 0, IMAGE_SIDE, IMAGE_SIDE)).all()
+    assert all(np.array_equal(both[name], no_crop[name]) for name in no_crop)
+
+
+def test_nothing_but_flips_by_default():
+    batch = Plan(1000, 500, 0, 1, 0, Augmentation()).batch(0)
+    assert not batch.is_cropped.any()
+    assert not batch.is_downsampled.any()
+    assert 200 < batch.flip.sum() < 300
+
+
+def test_rectangles_lie_in_the_image_and_keep_to_their_ranges():
+    sample = np.arange(50_000)
+    top, left, height, width = draw_augmentation(ALWAYS, 0, 0, sample)["crop"].T.astype(float)
+    assert top.min() == left.min() == 0
+    assert (top + height).max() == (left + width).max() == IMAGE_SIDE
+    # the size is rounded to whole pixels: half a pixel of a side of at least 43
+    area, ratio = height * width / IMAGE_SIDE**2, width / height
+    assert area.min() > 0.2 * (1 - 0.5 / 43) ** 2
+    assert area.max() <= 1
+    assert ratio.min() > 3 / 4 * (1 - 1 / 43)
+    assert ratio.max() < 4 / 3 * (1 + 1 / 43)
+    assert np.abs(np.quantile(area, [0.25, 0.5, 0.75]) - [0.4, 0.6, 0.8]).max() < 0.01
+    small = area < 0.5  # every ratio fits, so that the logarithm of the ratio is uniform
+    assert np.abs(np.quantile(np.log(ratio[small]), [0.25, 0.5, 0.75]) / math.log(4 / 3) - [-0.5, 0, 0.5]).max() < 0.03
+
+
+def test_sides_keep_to_their_range():
+    side = draw_augmentation(ALWAYS, 0, 0, np.arange(50_000))["side"]
+    assert (side.min(), side.max()) == (22, 112)
+    counts = np.bincount(side)[23:112]
+    assert_chi_square_fits(counts, counts.mean())
+
+
+def test_ranges_of_one_value_are_that_value():
+    one = Augmentation(crop=1, crop_area=(0.25, 0.25), crop_ratio=(1, 1), downsample=1, downsample_side=(0.5, 0.5))
+    draw = draw_augmentation(one, 0, 0, np.arange(100))
+    assert (draw["crop"][:, 2:] == 56).all()
+    assert (draw["side"] == 56).all()
+
+
+# What cannot be
+
+
+def test_a_batch_that_the_ranks_do_not_divide_shows_both_numbers():
+    with pytest.raises(SettingsError, match=r"batch size 10 .* 4 ranks"):
+        Plan(100, 10, 0, 4, 0, Augmentation())
+
+
+def test_a_batch_larger_than_the_set_shows_both_numbers():
+    with pytest.raises(SettingsError, match=r"batch size 128 .* 100 images"):
+        Plan(100, 128, 0, 4, 0, Augmentation())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("flip", -0.1), ("crop", 1.5), ("downsample", math.nan), ("crop_area", (0.0, 1.0)), ("crop_area", (0.9, 0.2)),
+        ("downsample_side", (0.5, 1.1)), ("crop_ratio", (1.5, 2.0)), ("crop_ratio", (0.5, math.inf)),
+    ],
+)
+def test_augmentation_that_cannot_be_names_its_setting(setting, value):
+    with pytest.raises(SettingsError, match=f"augmentation.{setting} = "):
+        Augmentation(**{setting: value})
