@@ -9,6 +9,7 @@ B = R·b rows of a global batch lie in rank order: rank r holds rows [r·b, (r+1
 Proven by tests/recognition/test_distributed.py on 1, 2 and 4 processes.
 """
 
+import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from torch import Tensor, nn
 from recognition.errors import SettingsError
 
 CPU = torch.device("cpu")
+
+# torch 2.13 renamed these; older ones know the first names only.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+_ddp_parameters = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ddp_parameters else "broadcast_buffers"
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def gather_rows(x: Tensor, ranks: Ranks) -> Tensor:
         return x
     x = x.contiguous()
     gathered = x.new_empty((ranks.world_size * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(gathered, x, group=ranks.group)
+    _all_gather(gathered, x, group=ranks.group)
     return gathered
 
 
@@ -83,7 +90,7 @@ def reduce_scatter_rows(x: Tensor, ranks: Ranks) -> Tensor:
     if x.shape[0] % ranks.world_size:
         raise ValueError(f"{x.shape[0]} rows do not divide over {ranks.world_size} ranks")
     own = x.new_empty((x.shape[0] // ranks.world_size, *x.shape[1:]))
-    dist.reduce_scatter_tensor(own, x.contiguous(), group=ranks.group)
+    _reduce_scatter(own, x.contiguous(), group=ranks.group)
     return own
 
 
@@ -138,8 +145,8 @@ def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
         module,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         process_group=ranks.group,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{_SYNC_BUFFERS: False},
     )
     replica.register_comm_hook(ranks.group, _sum_hook)
     return replica

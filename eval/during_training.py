@@ -1,0 +1,59 @@
+"""Verification while a run trains: the ranks share the images of each set.
+
+Every rank holds and embeds only its share; the embeddings are gathered and the figures are the same on all ranks.
+Proven by tests/recognition/test_train.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eval.verification import embed_with_mirror, load_bin, reduce_to, score
+from recognition.data.batch import normalise
+from recognition.distributed import Ranks, gather_uneven_rows
+
+IMAGES_AT_ONCE = 64
+
+
+class Verifier:
+    """Scores a backbone on verification sets, with images already in memory."""
+
+    def __init__(self, sets: Sequence[Path], degrade: Sequence[int], ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._shares: list[tuple[str, int | None, np.ndarray, np.ndarray]] = []
+        for path in sets:
+            pairs = load_bin(path)
+            bounds = [len(pairs.images) * r // ranks.world_size for r in (ranks.rank, ranks.rank + 1)]
+            share = pairs.images[slice(*bounds)].copy()
+            self._shares.append((pairs.name, None, share, pairs.issame))
+            self._shares += [(pairs.name, side, reduce_to(share, side), pairs.issame) for side in degrade]
+
+    @torch.inference_mode()
+    def score(self, backbone: nn.Module, product_dtype: torch.dtype) -> list[dict[str, Any]]:
+        """Figures of all sets (see `eval.verification.score`), the same on all ranks. Leaves the mode as it was."""
+        device = self.ranks.device
+
+        def embed(images: np.ndarray) -> np.ndarray:
+            parts = []
+            for start in range(0, len(images), IMAGES_AT_ONCE):
+                pixels = torch.from_numpy(images[start : start + IMAGES_AT_ONCE]).to(device)
+                with torch.autocast(device.type, product_dtype, enabled=product_dtype != torch.float32):
+                    parts.append(backbone(normalise(pixels)).float().cpu())
+            return torch.cat(parts).numpy()
+
+        was_training = backbone.training
+        backbone.eval()
+        results = []
+        for name, side, images, issame in self._shares:
+            sums, norms = embed_with_mirror(embed, images)
+            results.append(score(self._all(sums), self._all(norms), issame, name, side))
+        backbone.train(was_training)
+        return results
+
+    def _all(self, share: np.ndarray) -> np.ndarray:
+        rows: Tensor = gather_uneven_rows(torch.from_numpy(share).to(self.ranks.device), self.ranks)
+        return rows.cpu().numpy()

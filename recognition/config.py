@@ -1,0 +1,345 @@
+"""The settings of a run: frozen dataclasses, config files, typed overrides, and every mistake at once.
+
+A config file is Python with a docstring (source, command, cost, expected scores) and `config()` returning a `Config`;
+it may also have `prepare(config)`, which makes the data that the run needs and is called before the ranks start.
+`--set a.b=value` replaces one setting, with the type that the dataclass declares. Everything wrong in a file and in
+its overrides is reported in one SettingsError (exit status 2), with the nearest valid name.
+Proven by tests/recognition/test_config.py.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from recognition import backbones
+from recognition.backbones import BackboneSettings
+from recognition.data.plan import Augmentation
+from recognition.errors import SettingsError
+from recognition.heads.margins import MARGINS, ArcFace, Margin
+from recognition.heads.sharded import HeadSettings
+from recognition.optimizer import OptimizerSettings
+from recognition.schedule import ScheduleSettings
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is trained on. root: folder of a RecordIO set.  threads: for decoding on each rank; 0: the rank's cores."""
+
+    root: str = ""
+    reader: Literal["auto", "dali", "fallback"] = "auto"
+    threads: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What the model is scored on.
+
+    sets: verification files (.bin), each a path or a name of a file beside the training set (`lfw` → `lfw.bin`).
+    degrade: sides in pixels to which the sets are also reduced.  ijb: folders in IJB's layout.
+    every_epochs: how often the sets are scored while training, with torch; 0: only the exported file at the end.
+    """
+
+    sets: tuple[str, ...] = ()
+    degrade: tuple[int, ...] = ()
+    ijb: tuple[str, ...] = ()
+    every_epochs: float = 1.0
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """How often the whole state is saved and how many saves are kept."""
+
+    every_epochs: float = 1.0
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """How often a step is logged."""
+
+    every_steps: int = 50
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. batch_size is that of the whole optimiser step, over all ranks; epochs may be a fraction.
+
+    precision: of the backbone and of the head's products. auto: bf16 on GPUs that have it, fp16 with loss scaling on
+    those that do not, fp32 on CPUs.  timeout_seconds: a collective that takes longer is a failure.
+    """
+
+    name: str
+    output: str = "runs"
+    seed: int = 0
+    batch_size: int = 1024
+    epochs: float = 20.0
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    timeout_seconds: float = 600.0
+    data: DataSettings = field(default_factory=DataSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    head: HeadSettings = field(default_factory=lambda: HeadSettings(ArcFace()))
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves its files."""
+        return Path(self.output) / self.name
+
+
+VARIANTS: dict[type, dict[str, type]] = {Margin: {name: kind for name, (kind, _) in MARGINS.items()}}
+"""Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
+
+FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.reader", "data.threads")
+"""Settings that do not change what is trained, so that a run may go on with other values."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a file with `a.b=value` overrides applied; SettingsError lists all that is wrong with either."""
+    config = read_file(path).config()
+    if not isinstance(config, Config):
+        raise SettingsError(f"{path}: config() returned {type(config).__name__}, expected Config")
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            config = _override(config, override)
+        except SettingsError as error:
+            problems.append(str(error))
+    problems += _type_problems(config) or _value_problems(config)
+    if problems:
+        raise SettingsError(f"{path}: {len(problems)} mistake(s) in the settings\n  " + "\n  ".join(problems))
+    return config
+
+
+def read_file(path: str | Path) -> types.ModuleType:
+    """A config file as a module. SettingsError when it is missing, does not run, or has no config()."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
+        raise SettingsError(f"{path}: no such config file" + (f"; near: {', '.join(near)}" if near else ""))
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"{path}: a config file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "config", None)):
+            raise SettingsError(f"{path}: has no function config()")
+        module.config()
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"{path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _override(config: Config, override: str) -> Config:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {override}: expected NAME=VALUE")
+    return _replace(config, name.strip().split("."), text, name.strip())
+
+
+def _replace(settings: Any, path: list[str], text: str, name: str) -> Any:
+    hints = typing.get_type_hints(type(settings))
+    if path[0] not in hints:
+        raise SettingsError(f"{name}: no such setting{_nearest(name, path[0], hints)}")
+    value = getattr(settings, path[0])
+    if len(path) > 1:
+        if not is_dataclass(value):
+            raise SettingsError(f"{name}: {path[0]} has no settings below it")
+        new = _replace(value, path[1:], text, name)
+    else:
+        new = _parse(text, hints[path[0]], name)
+    return dataclasses.replace(settings, **{path[0]: new})
+
+
+def _nearest(name: str, wrong: str, valid: typing.Iterable[str]) -> str:
+    """The nearest valid names: among the neighbours, else anywhere in the tree by the last part."""
+    near = difflib.get_close_matches(wrong, list(valid), n=1)
+    prefix = name.rpartition(".")[0]
+    if near:
+        return f"; nearest: {prefix + '.' if prefix and name.endswith(wrong) else ''}{near[0]}"
+    everywhere = {path.rpartition(".")[2]: path for path in settings_of(Config(name=""))}
+    near = difflib.get_close_matches(name.rpartition(".")[2], list(everywhere), n=1)
+    return f"; nearest: {everywhere[near[0]]}" if near else f"; valid: {', '.join(valid)}"
+
+
+def _parse(text: str, kind: Any, name: str) -> Any:
+    """A value of the declared type from its text; SettingsError says what was expected."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    wrong = SettingsError(f"{name}: {text!r} is not {describe(kind)}")
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        return _parse(text, next(a for a in arguments if a is not type(None)), name)
+    if origin is Literal:
+        if text not in arguments:
+            raise SettingsError(f"{wrong}{_closest_value(text, arguments)}")
+        return text
+    if origin is tuple:
+        parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_parse(part, arguments[0], name) for part in parts)
+        if len(parts) != len(arguments):
+            raise wrong
+        return tuple(_parse(part, a, name) for part, a in zip(parts, arguments, strict=True))
+    if kind in VARIANTS:
+        if text not in VARIANTS[kind]:
+            raise SettingsError(f"{wrong}{_closest_value(text, tuple(VARIANTS[kind]))}")
+        return VARIANTS[kind][text]()
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise wrong
+        return text.lower() in ("true", "1", "yes")
+    if is_dataclass(kind):
+        raise SettingsError(f"{name}: is a group; set one of {', '.join(f.name for f in dataclasses.fields(kind))}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise wrong from None
+
+
+def _closest_value(text: str, valid: Sequence[Any]) -> str:
+    near = difflib.get_close_matches(text, [str(v) for v in valid], n=1, cutoff=0.4)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def describe(kind: Any) -> str:
+    """A declared type in a user's words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if a is type(None) else describe(a) for a in arguments)
+    if origin is tuple:
+        if arguments[1:] == (Ellipsis,):
+            return f"a comma-separated list of {describe(arguments[0])}s"
+        return f"{len(arguments)} values with commas between"
+    if kind in VARIANTS:
+        return f"one of {', '.join(VARIANTS[kind])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, str(kind))
+
+
+def settings_of(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """All settings as {dotted name: value}; a variant also under its own name with its kind."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(settings):
+        value, name = getattr(settings, item.name), prefix + item.name
+        if is_dataclass(value):
+            for key, kind in (pair for names in VARIANTS.values() for pair in names.items()):
+                if type(value) is kind:
+                    flat[name] = key
+            flat |= settings_of(value, name + ".")
+        else:
+            flat[name] = value
+    return flat
+
+
+def find_sets(config: Config) -> list[Path]:
+    """The verification files of a run: each a path as given, or `NAME.bin` beside the training set.
+
+    Raises SettingsError that lists all that are missing.
+    """
+    found, missing = [], []
+    for name in config.evaluation.sets:
+        places = [Path(name), Path(config.data.root) / name, Path(config.data.root) / f"{name}.bin"]
+        place = next((p for p in places if p.is_file()), None)
+        if place is None:
+            missing.append(f"evaluation.sets: no file {' or '.join(map(str, places))}")
+        else:
+            found.append(place)
+    missing += [f"evaluation.ijb: no folder {name}" for name in config.evaluation.ijb if not Path(name).is_dir()]
+    if missing:
+        raise SettingsError("\n  ".join(missing))
+    return found
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings that differ between two runs and change what is trained, as `name: old → new`. JSON or live values."""
+    plain_old, plain_new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    return [
+        f"{name}: {plain_old.get(name)} → {plain_new.get(name)}"
+        for name in sorted(plain_old.keys() | plain_new.keys())
+        if plain_old.get(name) != plain_new.get(name)
+        and not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
+    ]
+
+
+def _type_problems(settings: Any, prefix: str = "") -> list[str]:
+    """Values in a config file whose type is not the declared one: the file is Python, nothing else checks it."""
+    problems = []
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        value, path = getattr(settings, name), prefix + name
+        if not _has_type(value, kind):
+            problems.append(f"{path}: {value!r} is not {describe(kind)}")
+        elif is_dataclass(value):
+            problems += _type_problems(value, path + ".")
+    return problems
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_has_type(value, a) for a in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[1:] == (Ellipsis,):
+            return all(_has_type(v, arguments[0]) for v in value)
+        return len(value) == len(arguments) and all(map(_has_type, value, arguments))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _value_problems(config: Config) -> list[str]:
+    """Values of the right type that no run can have. Comparisons are written so that NaN fails them."""
+    c = config
+    rules: list[tuple[str, Any, Callable[[Any], bool], str]] = [
+        ("name", c.name, lambda v: bool(v) and v == Path(v).name and not v.startswith("."), "a plain folder name"),
+        ("seed", c.seed, lambda v: 0 <= v < 1 << 63, "0 ≤ seed < 2^63"),
+        ("batch_size", c.batch_size, lambda v: v >= 1, "at least 1"),
+        ("epochs", c.epochs, lambda v: 0 < v < 1e6, "above 0"),
+        ("timeout_seconds", c.timeout_seconds, lambda v: 1 <= v < 1e7, "at least 1"),
+        ("data.root", c.data.root, bool, "the folder of a RecordIO set; give --set data.root=FOLDER"),
+        ("data.threads", c.data.threads, lambda v: 0 <= v <= 1024, "0 to 1024"),
+        ("head.sample_rate", c.head.sample_rate, lambda v: 0 < v <= 1, "above 0, at most 1"),
+        ("head.momentum", c.head.momentum, lambda v: 0 <= v < 1, "0 ≤ momentum < 1"),
+        ("head.weight_decay", c.head.weight_decay, lambda v: 0 <= v < 1, "0 ≤ weight decay < 1"),
+        ("head.lr_scale", c.head.lr_scale, lambda v: 0 <= v < 1e6, "0 or more"),
+        ("head.logit_bytes", c.head.logit_bytes, lambda v: v >= 1 << 16, "at least 65536"),
+        ("head.margin.s", c.head.margin.s, lambda v: 0 < v <= 1000, "above 0, at most 1000"),
+        ("optimizer.lr", c.optimizer.lr, lambda v: 0 < v < 1e6, "above 0"),
+        ("optimizer.momentum", c.optimizer.momentum, lambda v: 0 <= v < 1, "0 ≤ momentum < 1"),
+        ("optimizer.weight_decay", c.optimizer.weight_decay, lambda v: 0 <= v < 1, "0 ≤ weight decay < 1"),
+        ("optimizer.clip_norm", c.optimizer.clip_norm, lambda v: v is None or v > 0, "above 0, or none"),
+        ("schedule.warmup_epochs", c.schedule.warmup_epochs, lambda v: 0 <= v < c.epochs, f"0 to {c.epochs} (epochs)"),
+        ("schedule.milestones", c.schedule.milestones, lambda v: all(a < b for a, b in zip((0, *v), v, strict=False)),
+         "rising numbers of epochs"),
+        ("schedule.factor", c.schedule.factor, lambda v: 0 < v <= 1, "above 0, at most 1"),
+        ("schedule.power", c.schedule.power, lambda v: 0 < v <= 10, "above 0, at most 10"),
+        ("evaluation.every_epochs", c.evaluation.every_epochs, lambda v: 0 <= v < 1e6, "0 or more"),
+        ("evaluation.degrade", c.evaluation.degrade, lambda v: all(1 <= side <= 112 for side in v), "sides 1 to 112"),
+        ("checkpoint.every_epochs", c.checkpoint.every_epochs, lambda v: 0 < v < 1e6, "above 0"),
+        ("checkpoint.keep", c.checkpoint.keep, lambda v: v >= 1, "at least 1"),
+        ("log.every_steps", c.log.every_steps, lambda v: v >= 1, "at least 1"),
+    ]
+    problems = [f"{name}: {value!r}; expected {hint}" for name, value, good, hint in rules if not good(value)]
+    return problems + backbones.mistakes(c.backbone)

@@ -1,0 +1,82 @@
+"""How every run ends: the last model as one ONNX file, that file scored on all sets configured, one table.
+
+    RUN/model.onnx         exported from model_last.pt, checked against torch
+    RUN/evaluation.json    {"model", "parity", "verification": [...], "ijb": {folder: {...}}}
+
+The last model is exported, not the best one: choosing by the score on a test set would flatter that score.
+Proven by tests/recognition/test_launch.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prettytable import PrettyTable
+
+from eval.embed import load_embedder
+from eval.ijb import evaluate_ijb
+from eval.verification import evaluate, load_bin, write_json
+from recognition.config import Config, find_sets
+from recognition.data.dataset import RecordDataset, open_dataset
+from recognition.data.fallback import decode
+from tools.export_onnx import export
+
+PARITY_IMAGES = 7
+
+
+def finish(config: Config) -> dict[str, Any]:
+    """Export the run's last model, evaluate the exported file, write evaluation.json and print the closing table."""
+    model = config.folder / "model.onnx"
+    images = first_images(open_dataset(config.data.root), PARITY_IMAGES)
+    print(f"exporting {model}")
+    parity = export(config.folder / "model_last.pt", model, images)
+    embedder = load_embedder(model)
+    verification = []
+    for path in find_sets(config):
+        pairs = load_bin(path)
+        for side in (None, *config.evaluation.degrade):
+            verification.append(evaluate(embedder.embed, pairs, side, progress=True))
+    ijb = {folder: evaluate_ijb(embedder.embed, Path(folder)) for folder in config.evaluation.ijb}
+    results = {
+        "model": str(model),
+        "parity": {"max_abs_error": parity.max_abs_error, "min_cosine": parity.min_cosine},
+        "verification": verification,
+        "ijb": ijb,
+    }
+    write_json(config.folder / "evaluation.json", results)
+    print(closing_table(config, results))
+    return results
+
+
+def first_images(dataset: RecordDataset, count: int) -> np.ndarray:
+    """The first images of a set, uint8 [n, 112, 112, 3], for the parity check."""
+    return np.stack([decode(dataset, sample) for sample in range(min(count, dataset.num_images))])
+
+
+def closing_table(config: Config, results: dict[str, Any]) -> PrettyTable:
+    """What the run reached, of the exported file."""
+    table = PrettyTable(["evaluated", "figure", "value"], align="l", title=f"{results['model']}")
+    parity = results["parity"]
+    table.add_row(["export", "cosine to torch, lowest", f"{parity['min_cosine']:.7f}"])
+    for row in results["verification"]:
+        name = row["set"] + (f" at {row['degrade']}×{row['degrade']}" if row["degrade"] else "")
+        table.add_row([name, f"accuracy, {row['pairs']} pairs", f"{row['accuracy']:.4f} ± {row['accuracy_std']:.4f}"])
+    for folder, result in results["ijb"].items():
+        for target in ("0.0001", "0.001", "0.01"):
+            if target in result["1:1"]["nearest"]:
+                value = result["1:1"]["nearest"][target]
+                table.add_row([folder, f"TAR@FAR={target}, {result['1:1']['pairs']} pairs", f"{value:.4f}"])
+    figures = last_figures(config.folder / "metrics.jsonl")
+    if figures:
+        table.add_row(["training", "steps", figures["step"]])
+        table.add_row(["training", "loss at the end", f"{figures['loss']:.3f}"])
+        table.add_row(["training", "images a second", f"{figures['images_per_second']:.0f}"])
+    return table
+
+
+def last_figures(path: Path) -> dict[str, Any]:
+    """The last logged step of a run; empty when there is none."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    steps = [line for line in lines if "loss" in line]
+    return steps[-1] if steps else {}

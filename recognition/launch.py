@@ -1,0 +1,130 @@
+"""What run.sh starts: checks the settings, makes the data, trains on all ranks, exports and evaluates.
+
+    settings (all mistakes, status 2) → the config's prepare() → torchrun's launcher, one recognition.train a rank
+    → on the first node: ONNX file, its scores on all sets configured, closing table
+
+The ranks leave the reason of a failure in files, so that the status returned is the cause's (recognition/errors.py)
+and not the launcher's, and a cause that all ranks found is told once. Data and settings errors are never retried.
+Environment, as usual with torchrun: NPROC (ranks on this machine; default one per GPU, else 2), NNODES, NODE_RANK,
+MASTER_ADDR, MASTER_PORT.
+Proven by tests/recognition/test_launch.py.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from recognition.config import find_sets, load, read_file
+from recognition.errors import DistributedError, SettingsError, run_command
+from recognition.finish import finish
+
+CPU_RANKS = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, export and evaluate what a config describes."""
+    parser = argparse.ArgumentParser(prog="bash run.sh", description=main.__doc__, epilog=(
+        "Without CONFIG: configs/demo.py. The same command goes on where it stopped. "
+        "Environment: NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT as with torchrun."))
+    parser.add_argument("config", nargs="?", default="configs/demo.py", help="a file of configs/")
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE",
+                        help="replace a setting")
+    parser.add_argument("--fresh", action="store_true", help="put an earlier run of this name aside and start over")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_args(list(arguments))
+    config = load(options.config, options.overrides)
+    nodes, node_rank, local_ranks = (_environment(*v) for v in (("NNODES", 1), ("NODE_RANK", 0), ("NPROC", _ranks())))
+    prepare = getattr(read_file(options.config), "prepare", None)
+    if prepare is not None:
+        prepare(config)
+    find_sets(config)
+    if options.fresh and node_rank == 0:
+        put_aside(config.folder)
+    command = ["-m", "recognition.train", options.config, *(["--set", *options.overrides] if options.overrides else [])]
+    status = launch(command, nodes, node_rank, local_ranks)
+    if status == 0 and node_rank == 0:
+        finish(config)
+    return status
+
+
+def _ranks() -> int:
+    return torch.cuda.device_count() or CPU_RANKS
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch(r"\d+", text) or (name != "NODE_RANK" and int(text) < 1):
+        raise SettingsError(f"{name}={text}: expected a whole number")
+    return int(text)
+
+
+def put_aside(folder: Path) -> None:
+    """Rename a run's folder to the first free NAME.old-N."""
+    if folder.exists():
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        print(f"{folder} put aside as {aside}")
+
+
+def launch(command: Sequence[str], nodes: int, node_rank: int, local_ranks: int) -> int:
+    """Run `python COMMAND` on all ranks of this node; 0, or the exit status of what went wrong."""
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local_ranks)))
+    # Batches of images are large: malloc would give each back to the system and fetch it anew, page by page.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 31))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="run-failures-") as failures:
+        os.environ["RUN_FAILURES"] = failures
+        try:
+            elastic_launch(_launch_config(nodes, node_rank, local_ranks), sys.executable)(*command)
+        except ChildFailedError as error:
+            return _cause(Path(failures), error)
+        except SignalException as error:
+            return 128 + (error.sigval.value if isinstance(error.sigval, signal.Signals) else int(error.sigval))
+    return 0
+
+
+def _launch_config(nodes: int, node_rank: int, local_ranks: int) -> LaunchConfig:
+    config = partial(
+        LaunchConfig, min_nodes=nodes, max_nodes=nodes, nproc_per_node=local_ranks, max_restarts=0,
+        start_method="spawn", monitor_interval=0.2, run_id=os.environ.get("MASTER_PORT", "none"),
+    )
+    if nodes == 1 and "MASTER_ADDR" not in os.environ:
+        return config(rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost")
+    address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
+    return config(rdzv_backend="static", rdzv_endpoint=address, rdzv_configs={"rank": node_rank, "timeout": 900})
+
+
+def _cause(failures: Path, error: ChildFailedError) -> int:
+    """Print why the ranks failed, each cause once, and return its status: a known cause before a lost peer."""
+    notes = [json.loads(path.read_text()) for path in sorted(failures.glob("rank-*.json"))]
+    if notes:
+        status = min(note["status"] for note in notes)
+        for message in dict.fromkeys(note["message"] for note in notes if note["status"] == status):
+            print(f"error: {message}", file=sys.stderr)
+        return status
+    rank, failure = error.get_first_failure()
+    if failure.exitcode == 130:
+        return 130
+    raise DistributedError(f"rank {rank} ended with status {failure.exitcode} and left no reason"
+                           + (" (killed; out of memory?)" if failure.exitcode == -signal.SIGKILL else ""))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,156 @@
+"""What a run says: train.log, metrics.jsonl, TensorBoard, and a progress bar or plain lines; rank 0 alone writes.
+
+metrics.jsonl holds one object a logged step with full float precision; those of evaluations carry "verification". A
+run that goes on from a checkpoint first drops the lines of later steps, so that every step stands there once.
+Proven by tests/recognition/test_log.py.
+"""
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from recognition.distributed import Ranks
+
+logger = logging.getLogger("recognition")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Lines above the progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """The log of one run on one rank; all methods do nothing on the others."""
+
+    def __init__(self, folder: Path, ranks: Ranks, start_step: int, total_steps: int, tensorboard: bool) -> None:
+        self.is_first = ranks.is_first
+        if not self.is_first:
+            logger.setLevel(logging.ERROR)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._handlers: list[logging.Handler] = [logging.FileHandler(folder / "train.log"), _ConsoleHandler()]
+        for handler in self._handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        self._metrics = _continue_lines(folder / "metrics.jsonl", start_step).open("a")
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only where it is used
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self._bar = tqdm(
+            total=total_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05
+        )
+        self._since = time.perf_counter()
+        self._since_step = start_step
+
+    def advance(self) -> None:
+        """Count one step."""
+        if self.is_first:
+            self._bar.update()
+
+    def restart_clock(self, step: int) -> None:
+        """Leave the time until now out of the rate: after an evaluation or a save."""
+        if self.is_first:
+            self._since, self._since_step = time.perf_counter(), step
+
+    def steps(self, step: int, epoch: float, batch_size: int, values: dict[str, float]) -> None:
+        """Log the figures of `step` (counted from 1) and the rate since the last logged step."""
+        if not self.is_first:
+            return
+        rate = (step - self._since_step) * batch_size / max(time.perf_counter() - self._since, 1e-9)
+        values = values | {"images_per_second": rate}
+        self.restart_clock(step)
+        self._write({"step": step, "epoch": epoch} | values)
+        for name, value in values.items():
+            if self._board is not None:
+                self._board.add_scalar(f"train/{name}", value, step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar.disable:
+            logger.info("step %d/%s  epoch %.2f  %s", step, self._bar.total, epoch, text)
+        else:
+            self._bar.set_postfix_str(f"loss {values['loss']:.3f}  {rate:.0f} img/s", refresh=False)
+
+    def scores(self, step: int, epoch: float, scores: list[dict[str, Any]]) -> None:
+        """Log verification results."""
+        if not self.is_first:
+            return
+        self._write({"step": step, "epoch": epoch, "verification": scores})
+        for score in scores:
+            name = score["set"] + (f"_{score['degrade']}" if score["degrade"] else "")
+            if self._board is not None:
+                self._board.add_scalar(f"verification/{name}", score["accuracy"], step)
+            logger.info("step %d  epoch %.2f  %s accuracy %.4f ± %.4f", step, epoch, name, score["accuracy"],
+                        score["accuracy_std"])
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._metrics.write(json.dumps(_without_nan(entry), allow_nan=False) + "\n")
+        self._metrics.flush()
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+        if not self.is_first:
+            return
+        self._bar.close()
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _continue_lines(path: Path, last_step: int) -> Path:
+    """Drop lines of steps after `last_step` and a line that a crash cut short."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            break
+    path.write_text("".join(kept))
+    return path
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: such a figure becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def provenance() -> dict[str, Any]:
+    """The commit of the checkout (with "+" when files differ from it) and the versions of what computes."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent.parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "onnx", "onnxruntime"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit + ("+" if commit and git("status", "--porcelain") else ""), "versions": versions}

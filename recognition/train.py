@@ -1,0 +1,283 @@
+"""Training on one rank: puts the parts together and runs the loop.
+
+One step: plan → loader → image → backbone → embedding → head (gather, rows, margin softmax, centres) → embedding
+gradient → backbone's backward, summed over ranks → optimiser → running statistics averaged. Everything random is a
+pure function of (seed, step, rank), so that a run goes on after a stop exactly as if it had not stopped.
+Started by recognition.launch, one process a rank. Proven by tests/recognition/test_train.py.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eval.during_training import Verifier
+from recognition import checkpoint, distributed
+from recognition.backbones import build
+from recognition.backbones.model_file import save_model
+from recognition.config import Config, changes, find_sets, load, settings_of
+from recognition.data.batch import Batch, normalise
+from recognition.data.dataset import RecordDataset, open_dataset
+from recognition.data.loader import Loader, make_loader
+from recognition.data.plan import Plan
+from recognition.distributed import Ranks
+from recognition.errors import DistributedError, NumericsError, SettingsError, TrainerError
+from recognition.heads.sharded import ShardedHead
+from recognition.log import RunLog, logger, provenance
+from recognition.optimizer import BackboneOptimizer
+from recognition.schedule import learning_rates
+
+BAD_STEPS_IN_A_ROW = 3
+"""So many steps that are not finite, one after the other, end the run."""
+
+
+@dataclass
+class Run:
+    """The parts of a run on one rank, assembled, and how far it is."""
+
+    config: Config
+    ranks: Ranks
+    dataset: RecordDataset
+    plan: Plan
+    loader: Loader
+    rates: np.ndarray
+    product_dtype: torch.dtype
+    backbone: nn.Module
+    replica: nn.Module
+    head: ShardedHead
+    optimizer: BackboneOptimizer
+    bad_steps: Tensor
+    step: int = 0
+    best: float = -1.0
+    scores: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with their fraction."""
+        return self.step / self.plan.steps_per_epoch
+
+    def is_due(self, every_epochs: float) -> bool:
+        """Whether something that happens every so many epochs, and at the end, happens after this step; 0: never."""
+        interval = every_epochs * self.plan.steps_per_epoch
+        passed = interval > 0 and int(self.step / interval) > int((self.step - 1) / interval)
+        return passed or (interval > 0 and self.step == len(self.rates))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train on this rank; the launcher's environment says which one it is."""
+    parser = argparse.ArgumentParser(prog="python -m recognition.train", description=main.__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE")
+    options = parser.parse_args(list(arguments))
+    config = load(options.config, options.overrides)
+    ranks = distributed.start(config.timeout_seconds)
+    train(config, ranks)
+    distributed.stop(ranks)
+    return 0
+
+
+def train(config: Config, ranks: Ranks) -> Run:
+    """Train to the end of the schedule, from the newest checkpoint if the run's folder has one."""
+    run = assemble(config, ranks)
+    resume(run)
+    verifier = Verifier(find_sets(config), config.evaluation.degrade, ranks)
+    total = len(run.rates)
+    log = RunLog(config.folder, ranks, run.step, total, config.log.tensorboard)
+    with contextlib.closing(log):
+        begin(run)
+        with contextlib.closing(run.loader.batches(run.step, total)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                lr = float(run.rates[run.step])
+                loss, gradient_norm = train_step(run, batch, lr)
+                log.advance()
+                if run.step % config.log.every_steps == 0 or run.step == total:
+                    figures = {"loss": loss.item(), "lr": lr, "gradient_norm": gradient_norm.item()}
+                    log.steps(run.step, run.epoch, config.batch_size, figures)
+                    stop_on_bad_steps(run)
+                if run.is_due(config.evaluation.every_epochs):
+                    run.scores = verifier.score(run.backbone, run.product_dtype)
+                    log.scores(run.step, run.epoch, run.scores)
+                    keep_best(run)
+                    log.restart_clock(run.step)
+                if run.is_due(config.checkpoint.every_epochs):
+                    save(run)
+                    log.restart_clock(run.step)
+        logger.info("trained: step %d, epoch %.2f", run.step, run.epoch)
+    return run
+
+
+def train_step(run: Run, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+    """One optimiser step on all ranks; loss of the global batch and the backbone's gradient norm, on the device."""
+    seed_step(run)
+    image = normalise(batch.image)
+    with torch.autocast(run.ranks.device.type, run.product_dtype, enabled=run.product_dtype != torch.float32):
+        embedding = run.replica(image)
+    loss, gradient, finite = run.head.step(embedding, batch.label, run.step, lr)
+    embedding.backward(gradient.to(embedding.dtype) * run.optimizer.scale)
+    gradient_norm = run.optimizer.step(lr, finite)
+    distributed.average_buffers(run.backbone.buffers(), run.ranks)
+    run.bad_steps = torch.where(finite, 0, run.bad_steps + 1)
+    run.step += 1
+    return loss, gradient_norm
+
+
+def assemble(config: Config, ranks: Ranks) -> Run:
+    """Build every part from the settings. Raises SettingsError and DataError before anything is trained."""
+    dataset = open_dataset(config.data.root)
+    what = {**settings_of(config), "data": dataset.fingerprint()}
+    distributed.require_same("the settings or the data", json.dumps(what, sort_keys=True), ranks)
+    plan = Plan(
+        dataset.num_images, config.batch_size, ranks.rank, ranks.world_size, config.seed, config.data.augmentation
+    )
+    threads = config.data.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    product_dtype = choose_precision(config.precision, ranks.device)
+    size = config.backbone.embedding_size
+    torch.manual_seed(config.seed)
+    backbone = build(config.backbone).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Run(
+        config,
+        ranks,
+        dataset,
+        plan,
+        make_loader(config.data.reader, dataset, plan, ranks.device, threads),
+        learning_rates(config.schedule, config.optimizer.lr, config.epochs, plan.steps_per_epoch),
+        product_dtype,
+        backbone,
+        distributed.replicate(backbone, ranks),
+        ShardedHead(config.head, dataset.num_classes, size, ranks, config.seed, product_dtype),
+        BackboneOptimizer(config.optimizer, backbone.named_parameters(), scaled=product_dtype == torch.float16),
+        bad_steps=torch.zeros((), dtype=torch.int32, device=ranks.device),
+    )
+
+
+def choose_precision(setting: str, device: torch.device) -> torch.dtype:
+    """The type of matrix products: what `precision` says, or the best that the device has."""
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if setting in named:
+        return named[setting]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def seed_step(run: Run) -> None:
+    """Seed torch's default generator (dropout) for this step and rank: there is no random state to save."""
+    words = np.random.SeedSequence((run.config.seed, run.step, run.ranks.rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> 1))
+
+
+def begin(run: Run) -> None:
+    """Say what is trained and leave config.json in the run's folder."""
+    config, ranks, head = run.config, run.ranks, run.head
+    if ranks.is_first:
+        record = {"settings": settings_of(config), "data": run.dataset.fingerprint(), **provenance()}
+        (config.folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
+    logger.info("run %s: %d images of %d identities from %s", config.folder, run.dataset.num_images,
+                run.dataset.num_classes, config.data.root)
+    logger.info("%s, %.2f M parameters; %s; %d ranks on %s; %s; batch %d; classes a rank ≤ %d",
+                config.backbone.name, sum(p.numel() for p in run.backbone.parameters()) / 1e6, config.head.margin,
+                ranks.world_size, ranks.device.type, str(run.product_dtype).removeprefix("torch."), config.batch_size,
+                head.stop - head.start)
+    logger.info("%d steps (%s epochs), from step %d, by %s", len(run.rates), config.epochs, run.step,
+                type(run.loader).__name__)
+
+
+def replicated_state(run: Run) -> dict[str, Tensor]:
+    """The tensors that are the same on all ranks, by name; loading copies into them."""
+    return {f"backbone.{name}": tensor for name, tensor in run.backbone.state_dict().items()} | {
+        f"optimizer.{name}": tensor for name, tensor in run.optimizer.state().items()
+    }
+
+
+def save(run: Run) -> None:
+    """Save the whole state, then the model file; drop the oldest saves."""
+    config, folder = run.config, run.config.folder / "checkpoints"
+    state = {
+        "best": run.best,
+        "scores": run.scores,
+        "bad_steps": int(run.bad_steps),
+        "data": run.dataset.fingerprint(),
+        "settings": settings_of(config),
+    }
+    checkpoint.save(folder, run.step, replicated_state(run), run.head.state(), run.head.start, state, run.ranks)
+    if run.ranks.is_first:
+        checkpoint.prune(folder, config.checkpoint.keep)
+        save_backbone(run, "model_last.pt")
+
+
+def save_backbone(run: Run, name: str) -> None:
+    """Write the backbone alone, as a model file that evaluation and export read."""
+    info = {"run": run.config.name, "step": run.step, "epoch": run.epoch, "scores": run.scores}
+    save_model(run.config.folder / name, run.backbone, run.config.backbone, info)
+
+
+def keep_best(run: Run) -> None:
+    """Keep the model with the highest mean accuracy over the verification sets as model_best.pt."""
+    accuracies = [score["accuracy"] for score in run.scores if not score["degrade"]]
+    if accuracies and np.mean(accuracies) > run.best:
+        run.best = float(np.mean(accuracies))
+        if run.ranks.is_first:
+            save_backbone(run, "model_best.pt")
+
+
+def resume(run: Run) -> None:
+    """Go on from the newest good checkpoint. SettingsError when it was made with other settings or data."""
+    saved = checkpoint.latest(run.config.folder / "checkpoints", run.ranks)
+    if saved is None:
+        return
+    different = changes(saved.state["settings"], settings_of(run.config))
+    if saved.state["data"] != run.dataset.fingerprint():
+        different.append(f"data: {saved.state['data']} → {run.dataset.fingerprint()}")
+    if different:
+        raise SettingsError(
+            f"{run.config.folder} holds a run with other settings; give another --set name=…, or --fresh to put it "
+            "aside:\n  " + "\n  ".join(different)
+        )
+    stored = saved.replicated()
+    with torch.no_grad():
+        for name, tensor in replicated_state(run).items():
+            tensor.copy_(stored[name])
+        for name, rows in saved.rows(run.head.start, run.head.stop).items():
+            run.head.state()[name].copy_(rows)
+    run.step, run.best, run.scores = saved.state["step"], saved.state["best"], saved.state["scores"]
+    run.bad_steps.fill_(saved.state["bad_steps"])
+
+
+def stop_on_bad_steps(run: Run) -> None:
+    """End a run that no longer learns anything: the host looks only where it logs."""
+    if int(run.bad_steps) >= BAD_STEPS_IN_A_ROW:
+        raise NumericsError(f"step {run.step}: the loss was not finite in the last {int(run.bad_steps)} steps")
+
+
+def report_failure(error: BaseException) -> int:
+    """Leave a failure's line and status where the launcher reads them, at once; return the status."""
+    if not isinstance(error, TrainerError):
+        traceback.print_exception(error)
+        error = DistributedError(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
+    folder = os.environ.get("RUN_FAILURES")
+    if folder:
+        note = {"status": error.status, "message": str(error)}
+        Path(folder, f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(note))
+    else:
+        print(f"error: {error}", flush=True)
+    return error.status
+
+
+if __name__ == "__main__":
+    import sys
+
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as failure:
+        sys.exit(report_failure(failure))

@@ -1,0 +1,107 @@
+"""Overrides are typed, mistakes are all listed with the nearest name, every setting is read somewhere."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from recognition import config as configuration
+from recognition.config import Config, changes, load, settings_of
+from recognition.errors import SettingsError
+from recognition.heads.margins import CosFace
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HEADER = "from recognition.config import *\nfrom recognition.heads.margins import *\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "with space.py"
+    path.write_text(HEADER + "def config():\n    return Config(name='a', data=DataSettings(root='x'))\n")
+    return path
+
+
+def test_overrides_take_the_declared_type(file):
+    got = load(file, [
+        "epochs=2.5", "batch_size=64", "optimizer.clip_norm=none", "log.tensorboard=false", "precision=bf16",
+        "schedule.milestones=1,2", "data.augmentation.crop_area=0.5,1", "head.margin=cosface", "head.margin.m=0.2",
+        "evaluation.sets=lfw,cfp_fp", "data.root=/a=b",
+    ])
+    assert (got.epochs, got.batch_size, got.optimizer.clip_norm, got.log.tensorboard) == (2.5, 64, None, False)
+    assert got.precision == "bf16"
+    assert got.schedule.milestones == (1.0, 2.0)
+    assert got.data.augmentation.crop_area == (0.5, 1.0)
+    assert got.head.margin == CosFace(m=0.2)
+    assert got.evaluation.sets == ("lfw", "cfp_fp")
+    assert got.data.root == "/a=b"
+
+
+def test_all_mistakes_are_listed_with_the_nearest_name(file):
+    wrong = ["epoch=3", "optimiser.lr=0.1", "batch_size=many", "precision=fp61", "head.margin=arcfase", "seed=-1",
+             "head.margin.n=0.1", "nothing", "log=3", "head.sample_rate=nan", "backbone.name=iresnet10"]
+    with pytest.raises(SettingsError) as caught:
+        load(file, wrong)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == len(wrong)
+    text = str(caught.value)
+    for expected in ("nearest: epochs", "nearest: optimizer", "'many' is not a whole number", "nearest: fp16",
+                     "nearest: arcface", "seed: -1", "head.margin.n: no such setting; valid: s", "NAME=VALUE",
+                     "is a group", "head.sample_rate: nan", "iresnet100"):
+        assert expected in text
+
+
+def test_nearest_name_is_found_in_another_group(file):
+    with pytest.raises(SettingsError, match=r"sample_rate: no such setting; nearest: head\.sample_rate"):
+        load(file, ["sample_rate=0.1"])
+
+
+@pytest.mark.parametrize(("body", "expected"), [
+    ("return Config(name='a', epochs='3', data=DataSettings(root='x', threads=1.5))", "epochs: '3' is not a number"),
+    ("return Config(name='a', epochs='3', data=DataSettings(root='x', threads=1.5))", "data.threads: 1.5 is not"),
+    ("return Config(name='a', batchsize=3)", "batchsize"),
+    ("return 3", "returned int"),
+    ("return undefined", "NameError"),
+    ("return Config(name='../up', data=DataSettings(root='x'))", "plain folder name"),
+])
+def test_mistakes_in_the_file(tmp_path, body, expected):
+    path = tmp_path / "c.py"
+    path.write_text(HEADER + f"def config():\n    {body}\n")
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        load(path)
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "demo.py").write_text("")
+    with pytest.raises(SettingsError, match=r"near: demo\.py"):
+        load(tmp_path / "dmo.py")
+
+
+def test_changes_ignore_what_does_not_train():
+    old = Config(name="a")
+    new = dataclasses.replace(old, name="b", seed=3, log=configuration.LogSettings(every_steps=7))
+    stored = json.loads(json.dumps(settings_of(old)))
+    assert changes(stored, settings_of(old)) == []
+    assert changes(stored, settings_of(new)) == ["seed: 0 → 3"]
+    margin = dataclasses.replace(old.head, margin=CosFace())
+    assert "head.margin: arcface → cosface" in changes(stored, settings_of(dataclasses.replace(old, head=margin)))
+
+
+def test_every_setting_is_read_somewhere():
+    """A setting that nothing reads is a lie to the user: each name occurs as an attribute outside config.py."""
+    code = "\n".join(
+        path.read_text() for folder in ("recognition", "eval", "tools") for path in (ROOT / folder).rglob("*.py")
+        if path.name != "config.py"
+    )
+    names = {name.rpartition(".")[2] for name in settings_of(Config(name="a"))}
+    unread = sorted(name for name in names if not re.search(rf"\.{name}\b", code))
+    assert unread == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_file_loads_and_documents_itself(path):
+    module = configuration.read_file(path)
+    assert f"bash run.sh configs/{path.name}" in (module.__doc__ or "")
+    overrides = [] if module.config().data.root else ["data.root=x"]
+    assert load(path, overrides).name == path.stem

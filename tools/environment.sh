@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Print the Python that has everything: the active environment's if it has, else .venv's, made from requirements.txt.
+# .venv is made once and recognised by a hash of requirements.txt. What it says goes to standard error.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+say() { echo "$@" >&2; }
+
+has_everything() {
+    "$1" - 2>/dev/null <<'PYTHON'
+import importlib.util as u, platform, sys
+need = ["torch", "numpy", "onnx", "onnxscript", "onnxruntime", "cv2", "safetensors", "prettytable", "tqdm",
+        "tensorboard", "matplotlib", "pytest", "pytest_timeout"]
+if sys.platform == "linux" and platform.machine() == "x86_64":
+    need += ["nvidia.dali"]
+
+def found(name):
+    try:
+        return u.find_spec(name) is not None
+    except ImportError:
+        return False
+
+sys.exit(sys.version_info < (3, 11) or not all(map(found, need)))
+PYTHON
+}
+
+if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
+    active=$(command -v python || true)
+    if [[ -n $active ]] && has_everything "$active"; then
+        say "using the active environment: $active"
+        echo "$active"
+        exit 0
+    fi
+    say "the active environment lacks packages of requirements.txt or Python 3.11; using .venv instead"
+fi
+
+wanted=$(cksum < requirements.txt)
+if [[ -x .venv/bin/python && -f .venv/requirements.cksum && $(cat .venv/requirements.cksum) == "$wanted" ]]; then
+    echo "$PWD/.venv/bin/python"
+    exit 0
+fi
+
+new_enough() { command -v "$1" >/dev/null && "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+for base in python3 python3.13 python3.12 python3.11 python; do
+    if new_enough "$base"; then break; fi
+    base=""
+done
+if [[ -z $base ]]; then
+    say "error: Python 3.11 or newer with the venv module is needed; found: $(python3 --version 2>&1 || echo none)"
+    exit 2
+fi
+say "making .venv with $("$base" --version) from requirements.txt: minutes, once"
+rm -rf .venv
+"$base" -m venv .venv
+# pip's own output only when it fails.
+if ! .venv/bin/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt > .venv/install.log 2>&1; then
+    tail -n 20 .venv/install.log >&2
+    say "error: installing requirements.txt failed; the whole output is in .venv/install.log"
+    exit 2
+fi
+echo "$wanted" > .venv/requirements.cksum
+say ".venv is ready"
+echo "$PWD/.venv/bin/python"
