@@ -84,7 +84,7 @@ def embed_with_mirror(embed: Embed, images: np.ndarray, progress: tqdm | None = 
         of a set that were embedded apart can be put one behind the other.
     """
     sums, norms = [], []
-    for start in range(0, len(images), EMBED_AT_ONCE):
+    for start in range(0, max(len(images), 1), EMBED_AT_ONCE):  # an empty part, too, has a number of columns
         part = images[start : start + EMBED_AT_ONCE]
         straight, mirrored = embed(part), embed(np.ascontiguousarray(part[:, :, ::-1]))
         sums.append(straight + mirrored)
@@ -200,6 +200,8 @@ def main(arguments: Sequence[str]) -> int | None:
     for side in options.degrade:
         if not 1 <= side <= IMAGE_SIZE:
             parser.error(f"--degrade: expected 1 to {IMAGE_SIZE}, got {side}")
+    for path in options.sets:  # a bad file shows now, not after an hour of embedding the others
+        load_pairs(path)
     embedder = load_embedder(options.model, options.threads, options.device)
     results = []
     for path in options.sets:
