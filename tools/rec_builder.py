@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_common(verb: argparse.ArgumentParser, threads: bool = True) -> None:
     if threads:
-        verb.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
+        verb.add_argument("--threads", type=_threads, metavar="N", help="threads (default: one a core)")
     verb.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON instead of tables, or to FILE")
 
 
@@ -78,6 +78,12 @@ def _quality(text: str) -> int:
     if not 1 <= (quality := int(text)) <= 100:
         raise argparse.ArgumentTypeError(f"{text}; expected 1 to 100")
     return quality
+
+
+def _threads(text: str) -> int:
+    if not 1 <= (threads := int(text)) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text}; expected 1 to 1024")
+    return threads
 
 
 def _share(text: str) -> float:
