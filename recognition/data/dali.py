@@ -6,6 +6,7 @@ DALI's documentation and its tests are marked `gpu`); elsewhere the pipeline run
 Proven by tests/recognition/data/test_loaders.py.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ class DaliLoader:
             fed.append(self._prepare(next(steps)))  # StopIteration ends DALI's epoch
             return fed[-1].inputs
 
-        pipeline = _pipeline(self.plan.rows, self.threads, self.device, feed)
+        pipeline = _pipeline(self.plan, self.threads, self.device, feed)
         try:
             while True:
                 try:
@@ -78,13 +79,15 @@ class DaliLoader:
         planned = self.plan.batch(step)
         encoded = [self.dataset.encoded(sample) for sample in planned.sample.tolist()]
         raw = TensorListCPU([TensorCPU(image, "") for image in encoded], "", contiguous=False)
-        anchor, shape = blanked_regions(planned.crop)
-        side = np.repeat(planned.side[:, None], 2, axis=1).astype(np.float32)
-        down, up = _FILTER_NUMBERS[planned.down], _FILTER_NUMBERS[planned.up]
-        is_area = planned.down == INTERPOLATIONS.index("area")
-        flip = planned.flip.astype(np.int32)
-        inputs = (raw, flip, planned.is_cropped, anchor, shape, planned.is_downsampled, side, is_area, down, up)
-        return _Fed(planned, encoded, inputs)
+        inputs = [raw, planned.flip.astype(np.int32)]
+        if self.plan.augmentation.crop:
+            inputs += [planned.is_cropped, *blanked_regions(planned.crop)]
+        if self.plan.augmentation.downsample:
+            side = np.repeat(planned.side[:, None], 2, axis=1).astype(np.float32)
+            is_area = planned.down == INTERPOLATIONS.index("area")
+            down, up = _FILTER_NUMBERS[planned.down], _FILTER_NUMBERS[planned.up]
+            inputs += [planned.is_downsampled, side, is_area, down, up]
+        return _Fed(planned, encoded, tuple(inputs))
 
     def _batch(self, planned: PlannedBatch, image: Any, size: Any) -> Batch:
         height, width = np.moveaxis(size.as_array()[:, :2], 1, 0)
@@ -126,42 +129,29 @@ def blanked_regions(crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return anchor.astype(np.float32), shape.astype(np.float32)
 
 
-def _pipeline(batch_size: int, threads: int, device: torch.device, feed: Any) -> Any:
+def _pipeline(plan: Plan, threads: int, device: torch.device, feed: Any) -> Any:
     """The pipeline: `feed()` gives a batch's inputs; out come images and the sizes that their headers state.
 
-    Only images of the right size are decoded, so that none can cost gigabytes; others come out as zeros.
+    Only images of the right size are decoded, so that none can cost gigabytes; others come out as zeros. Augmentation
+    that the plan never asks for is not in the graph. What is not augmented takes no part in the branches.
     """
     on_gpu = device.type == "cuda"
-    full = [IMAGE_SIDE, IMAGE_SIDE]
+    augmentation = plan.augmentation
+    num_inputs = 2 + 3 * (augmentation.crop > 0) + 5 * (augmentation.downsample > 0)
 
     @pipeline_def(enable_conditionals=True)
     def define() -> tuple[Any, Any]:
-        encoded, flip, is_cropped, anchor, shape, is_downsampled, side, is_area, down, up = fn.external_source(
-            source=feed, num_outputs=10, batch=True, no_copy=True
-        )
-        size = fn.peek_image_shape(encoded)
-        if (size[0] == IMAGE_SIDE) & (size[1] == IMAGE_SIDE):
-            image = fn.decoders.image(
-                encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True
-            )
-        else:
-            blank = types.Constant(np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8), layout="HWC")
-            image = blank.gpu() if on_gpu else blank
-        image = fn.flip(image, horizontal=flip)
-        if is_cropped:
-            image = fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0)
-        if is_downsampled:
-            down = fn.reinterpret(down, dtype=types.INTERP_TYPE)
-            up = fn.reinterpret(up, dtype=types.INTERP_TYPE)
-            if is_area:
-                image = fn.resize(image, size=side, interp_type=down, antialias=True)
-            else:
-                image = fn.resize(image, size=side, interp_type=down, antialias=False)
-            image = fn.resize(image, size=full, interp_type=up, antialias=False)
+        inputs = iter(fn.external_source(source=feed, num_outputs=num_inputs, batch=True, no_copy=True))
+        image, size = _decode(next(inputs), on_gpu)
+        image = fn.flip(image, horizontal=next(inputs))
+        if augmentation.crop > 0:
+            image = _crop(image, *itertools.islice(inputs, 3))
+        if augmentation.downsample > 0:
+            image = _downsample(image, *inputs)
         return image, size
 
     pipeline = define(
-        batch_size=batch_size,
+        batch_size=plan.rows,
         num_threads=threads,
         device_id=_device_number(device) if on_gpu else None,
         prefetch_queue_depth=_PREFETCH,
@@ -169,6 +159,39 @@ def _pipeline(batch_size: int, threads: int, device: torch.device, feed: Any) ->
     )
     pipeline.build()
     return pipeline
+
+
+# The three parts of the graph below are rewritten by DALI: `if` on a tensor is a branch for each sample.
+
+
+def _decode(encoded: Any, on_gpu: bool) -> tuple[Any, Any]:
+    size = fn.peek_image_shape(encoded)
+    if (size[0] == IMAGE_SIDE) & (size[1] == IMAGE_SIDE):
+        device = "mixed" if on_gpu else "cpu"
+        image = fn.decoders.image(encoded, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True)
+    else:
+        image = types.Constant(np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8), layout="HWC")
+        if on_gpu:
+            image = image.gpu()
+    return image, size
+
+
+def _crop(image: Any, is_cropped: Any, anchor: Any, shape: Any) -> Any:
+    if is_cropped:
+        image = fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0)
+    return image
+
+
+def _downsample(image: Any, is_downsampled: Any, side: Any, is_area: Any, down: Any, up: Any) -> Any:
+    if is_downsampled:
+        down = fn.reinterpret(down, dtype=types.INTERP_TYPE)
+        up = fn.reinterpret(up, dtype=types.INTERP_TYPE)
+        if is_area:
+            image = fn.resize(image, size=side, interp_type=down, antialias=True)
+        else:
+            image = fn.resize(image, size=side, interp_type=down, antialias=False)
+        image = fn.resize(image, size=[IMAGE_SIDE, IMAGE_SIDE], interp_type=up, antialias=False)
+    return image
 
 
 def _device_number(device: torch.device) -> int:

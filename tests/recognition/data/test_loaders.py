@@ -65,6 +65,8 @@ def faces(real_data, tmp_path_factory):
 class FixedPlan:
     """Batches given by the test."""
 
+    augmentation = EVERYTHING
+
     def __init__(self, batches: list[PlannedBatch]) -> None:
         self.given, self.rows = batches, len(batches[0].sample)
 

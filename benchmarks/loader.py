@@ -1,0 +1,160 @@
+"""Images per second and CPU time an image of the loaders, all in one run: `python benchmarks/loader.py`.
+
+`reader` is DALI reading and decoding the same records with its own RecordIO reader in its own order: what the
+loader is measured against. Rounds alternate between the contestants, so that a busy machine slows all of them; the
+medians and their ratios to `reader` (to the first one where DALI is missing) are printed and written as JSON.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cv2
+import numpy as np
+import torch
+from prettytable import PrettyTable
+
+from recognition.data.dataset import RecordDataset, open_dataset
+from recognition.data.loader import make_loader
+from recognition.data.plan import IMAGE_SIDE, Augmentation, Plan
+from recognition.data.recordio import RecordWriter, pack_record, write_index
+from recognition.errors import SettingsError, run_command
+
+AUGMENTATIONS = {"flip": Augmentation(), "paper": Augmentation(crop=0.2, downsample=0.2)}
+JPEG_QUALITY = 90  # about 5 kB an image, as in the usual sets of aligned faces
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and report."""
+    options = parse(arguments)
+    with nullcontext(options.set) if options.set else tempfile.TemporaryDirectory() as folder:
+        if not options.set:
+            write_pictures(Path(folder), options.images)
+        dataset = open_dataset(folder)
+        if dataset.num_images < options.batch * 4:
+            raise SettingsError(f"{dataset.num_images} images; expected at least 4 batches of {options.batch}")
+        contestants = make_contestants(dataset, options)
+        result = measure(contestants, options)
+    result["images"], result["batch"], result["threads"] = dataset.num_images, options.batch, options.threads
+    report(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Rates of the data loaders on this machine.")
+    parser.add_argument("--set", type=Path, help="a RecordIO set of 112×112 images; without it one is generated")
+    parser.add_argument("--images", type=int, default=2048, help="images of the generated set (default 2048)")
+    parser.add_argument("--batch", type=int, default=128, help="images a batch (default 128)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each loader (default 2)")
+    parser.add_argument("--steps", type=int, default=16, help="batches a round (default 16)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default 5)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    return parser.parse_args(arguments)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """A set of `count` JPEGs of smooth shapes with texture."""
+    rng = np.random.default_rng(0)
+    side = (IMAGE_SIDE, IMAGE_SIDE)
+    with RecordWriter(folder / "train.rec") as writer:
+        offsets = []
+        for number in range(count):
+            image = cv2.resize(rng.integers(0, 256, (12, 12, 3), np.uint8), side, interpolation=cv2.INTER_CUBIC)
+            texture = rng.integers(0, 16, (IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
+            image = cv2.add(image, np.repeat(texture, 3, axis=2))
+            encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
+            offsets.append(writer.write(pack_record(float(number % 100), number, encoded)))
+    write_index(folder / "train.idx", np.arange(count), np.array(offsets))
+
+
+def make_contestants(dataset: RecordDataset, options: argparse.Namespace) -> dict[str, Iterator[Any]]:
+    """Endless iterators over batches, by name."""
+    device = torch.device(options.device)
+    contestants: dict[str, Iterator[Any]] = {}
+    kinds = ["fallback"]
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        contestants["reader"] = reader(dataset, options)
+        kinds.insert(0, "dali")
+    for kind in kinds:
+        for name, augmentation in AUGMENTATIONS.items():
+            plan = Plan(dataset.num_images, options.batch, 0, 1, 0, augmentation)
+            loader = make_loader(kind, dataset, plan, device, options.threads)
+            contestants[f"{kind}, {name}"] = loader.batches(0, 1 << 40)
+    return contestants
+
+
+def reader(dataset: RecordDataset, options: argparse.Namespace) -> Iterator[Any]:
+    """DALI's own RecordIO reader, decoding and a flip."""
+    from nvidia import dali as typed_dali
+
+    dali: Any = typed_dali
+    record = dataset.root / "train.rec" if dataset.root.is_dir() else dataset.root
+    on_gpu = options.device != "cpu"
+
+    @dali.pipeline_def(batch_size=options.batch, num_threads=options.threads, device_id=0 if on_gpu else None)
+    def define() -> Any:
+        files = {"path": [str(record)], "index_path": [str(record.with_suffix(".idx"))]}
+        encoded, label = dali.fn.readers.mxnet(**files, random_shuffle=True, initial_fill=1024)
+        image = dali.fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu")
+        return dali.fn.flip(image, horizontal=dali.fn.random.coin_flip()), label
+
+    pipeline = define()
+    pipeline.build()
+    return iter(pipeline.run, None)
+
+
+def measure(contestants: dict[str, Iterator[Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Images per second and CPU microseconds an image of each, medians over alternating rounds."""
+    images = options.steps * options.batch
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    costs: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(options.rounds):
+        for name, batches in contestants.items():
+            for _ in range(4):  # what was prefetched while others were measured
+                next(batches)
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(options.steps):
+                next(batches)
+            rates[name].append(images / (time.perf_counter() - wall))
+            costs[name].append((time.process_time() - cpu) / images * 1e6)
+    first = statistics.median(next(iter(rates.values())))
+    return {
+        "loaders": {
+            name: {
+                "images_per_second": statistics.median(rates[name]),
+                "slowest_round": min(rates[name]),
+                "fastest_round": max(rates[name]),
+                "cpu_microseconds_per_image": statistics.median(costs[name]),
+                "ratio": statistics.median(rates[name]) / first,
+            }
+            for name in contestants
+        }
+    }
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the table."""
+    table = PrettyTable(["loader", "images/s", "rounds from … to", "CPU µs an image", "ratio"], align="r")
+    table.align["loader"] = "l"
+    for name, row in result["loaders"].items():
+        spread = f"{row['slowest_round']:.0f} … {row['fastest_round']:.0f}"
+        cost = f"{row['cpu_microseconds_per_image']:.0f}"
+        table.add_row([name, f"{row['images_per_second']:.0f}", spread, cost, f"{row['ratio']:.2f}"])
+    print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)
