@@ -126,7 +126,7 @@ def contact_sheet(settings: DemoSettings, rows: int = SHEET_ROWS, columns: int =
         requests = [Request("train", identity, number, "all") for number in range(columns)]
         pictures = sorted(draw(settings.seed, settings.variation, requests, 1), key=lambda picture: -picture.quality)
         images = [cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR) for picture in pictures]
-        strips.append(np.hstack(np.array(images)))
+        strips.append(np.concatenate(np.array(images), axis=1))
     return np.vstack(strips)
 
 
