@@ -16,7 +16,7 @@ import pytest
 
 from recognition.data.dataset import open_dataset
 from recognition.data.image_file import decode_rgb
-from recognition.data.recordio import FLOAT32_WHOLE, pack_record, read_index, write_index
+from recognition.data.recordio import FLOAT32_WHOLE, RecordWriter, pack_record, read_index, write_index
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
 from tools import rec_builder
@@ -271,6 +271,15 @@ def test_verify_names_truncated_pictures_and_wrong_sizes(tmp_path, capsys):
     assert "is cut or damaged and does not decode" in found[0][3]
     assert "not a JPEG, PNG, BMP or WebP image" in found[1][3]
     assert found[2][3] == "40×40 pixels; property states 32×32"
+
+
+def test_verify_names_payloads_that_are_no_image_records(tmp_path, capsys):
+    payloads = [pack_record(0, 0, b""), b"short", pack_record(0, 2, cv2.imencode(".png", picture(0))[1].tobytes())]
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        write_index(tmp_path / "train.idx", range(3), [writer.write(payload) for payload in payloads])
+    assert [(record, reason) for _, record, _, reason in reasons(capsys, tmp_path)] == [
+        (0, "no image and no label range: neither image nor header"),
+        (1, "a payload of 5 bytes; an image record's header takes 24")]
 
 
 @pytest.mark.parametrize(("old", "new", "reason"), [

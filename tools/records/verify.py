@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from recognition.data.image_file import ImageError, decode_rgb
 from recognition.data.recordio import FLOAT32_WHOLE, MAGIC_BYTES, ImageHeader, RecordReader, read_index, unpack_record
 from recognition.errors import DataError
 from tools.records.build import in_order
+
+_UNSEEN, _IMAGE, _BARE, _DAMAGED = range(4)  # what stands where the index points
 
 
 @dataclass
@@ -79,13 +82,14 @@ def _reason(path: Path, error: DataError) -> str:
 
 
 class _ShardCheck:
-    """The walk over one shard. `keys` maps the offsets in the index to their keys."""
+    """The walk over one shard. The arrays have an entry for each entry of the index, in the order of offsets.
+
+    `kind` is what the walk met there, `labels` int64 the label of an image, −1 where it is wrong.
+    """
 
     def __init__(self, path: Path, stated: Property, findings: Findings) -> None:
         self.path, self.stated, self.findings = path, stated, findings
         self.index = path.with_suffix(".idx")
-        self.labels: dict[int, int] = {}  # of images, by key
-        self.bare: dict[int, tuple[int, ImageHeader]] = {}  # records without an image, by key: offset, header
 
     def run(self, pool: ThreadPoolExecutor) -> None:
         """Walk the records, then look at what no single record shows."""
@@ -94,46 +98,60 @@ class _ShardCheck:
         except DataError as error:
             self.findings.problem(self.path, None, None, _reason(self.path, error))
             return
-        self.keys = self._read_index()
-        seen = []
+        self.keys, self.offsets = self._read_index()
+        self.kind = np.full(len(self.keys), _UNSEEN, np.uint8)
+        self.labels = np.full(len(self.keys), -1, np.int64)
         bar = tqdm(total=self.reader.size, unit="B", unit_scale=True, desc=self.path.name, disable=None)
         with bar:
-            for (offset, _), faults in in_order(pool, self._check_record, self._walk()):
-                seen.append(offset)
+            for (offset, _), (is_image, faults) in in_order(pool, self._check_record, self._walk()):
                 bar.update(offset - bar.n)
+                self.findings.records += 1
+                self.findings.images += is_image
                 for reason in faults:
-                    self.findings.problem(self.path, self.keys.get(offset), offset, reason)
-        self.findings.records += len(seen)
-        self.findings.images += len(self.labels)
-        for offset in sorted(self.keys.keys() - set(seen)):
-            if 0 <= offset < self.reader.size:
+                    self.findings.problem(self.path, self._key(offset), offset, reason)
+        for row in np.flatnonzero(self.kind == _UNSEEN).tolist():
+            if 0 <= self.offsets[row] < self.reader.size:
                 reason = f"{self.index.name} points here, and no whole record begins here"
             else:
                 reason = f"{self.index.name} points outside the file of {self.reader.size} bytes"
-            self.findings.problem(self.path, self.keys[offset], offset, reason)
+            self._problem(row, reason)
         self._check_layout()
 
-    def _read_index(self) -> dict[int, int]:
-        """Offset → key of the index; all its malformed lines and doubled keys or offsets are noted."""
+    def _problem(self, row: int, reason: str) -> None:
+        self.findings.problem(self.path, int(self.keys[row]), int(self.offsets[row]), reason)
+
+    def _row(self, offset: int) -> int | None:
+        """Where in the arrays the record at an offset is; None when the index lacks it."""
+        row = int(np.searchsorted(self.offsets, offset))
+        return row if row < len(self.offsets) and self.offsets[row] == offset else None
+
+    def _key(self, offset: int) -> int | None:
+        row = self._row(offset)
+        return None if row is None else int(self.keys[row])
+
+    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and offsets in the order of offsets; malformed lines and doubled keys and offsets are noted."""
+        if not self.index.exists():
+            self.findings.problem(self.index, None, None, "no such file")
+            return np.empty(0, np.int64), np.empty(0, np.int64)
         try:
             keys, offsets = read_index(self.index)
         except DataError as error:
-            if not self.index.exists():
-                self.findings.problem(self.index, None, None, "no such file")
-                return {}
             keys, offsets = self._read_malformed_index(_reason(self.index, error))
         if not len(keys):
             self.findings.problem(self.index, None, None, "lists no record")
-        table: dict[int, int] = {}
-        by_key: dict[int, int] = {}
-        for key, offset in zip(keys.tolist(), offsets.tolist(), strict=True):
-            if key in by_key:
-                self.findings.problem(self.index, key, offset, f"key {key} also at offset {by_key[key]}")
-            if offset in table:
-                self.findings.problem(self.index, key, offset, f"offset {offset} also given to key {table[offset]}")
-            by_key.setdefault(key, offset)
-            table.setdefault(offset, key)
-        return table
+        order = np.argsort(keys, kind="stable")
+        for at in np.flatnonzero(np.diff(keys[order]) == 0).tolist():
+            first, second = order[at], order[at + 1]
+            self.findings.problem(self.index, int(keys[second]), int(offsets[second]),
+                                  f"key {keys[second]} also at offset {offsets[first]}")
+        order = np.argsort(offsets, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+        doubled = np.diff(offsets, prepend=-1) == 0
+        for row in np.flatnonzero(doubled).tolist():
+            self.findings.problem(self.index, int(keys[row]), int(offsets[row]),
+                                  f"offset {offsets[row]} also given to key {keys[row - 1]}")
+        return keys[~doubled], offsets[~doubled]
 
     def _read_malformed_index(self, first: str) -> tuple[np.ndarray, np.ndarray]:
         before, pairs = len(self.findings.problems), []
@@ -154,9 +172,9 @@ class _ShardCheck:
         offset = 0
         while offset < self.reader.size:
             try:
-                parts = self.reader.parts(offset, self.keys.get(offset))
+                parts = self.reader.parts(offset)
             except DataError as error:
-                self.findings.problem(self.path, self.keys.get(offset), offset, _reason(self.path, error))
+                self.findings.problem(self.path, self._key(offset), offset, _reason(self.path, error))
                 offset = self._next_start(offset + 4)
                 continue
             yield offset, self.reader.join(parts)
@@ -170,30 +188,36 @@ class _ShardCheck:
             offset += 1
         return self.reader.size
 
-    def _check_record(self, record: tuple[int, memoryview | bytes]) -> list[str]:
-        """What is wrong with one record's content; fills `labels` and `bare`."""
+    def _check_record(self, record: tuple[int, memoryview | bytes]) -> tuple[bool, list[str]]:
+        """Whether a record carries an image, and all that is wrong with its content."""
         offset, payload = record
-        key = self.keys.get(offset)
-        faults = [] if key is not None else [f"{self.index.name} lacks this record"]
+        row = self._row(offset)
+        faults = [] if row is not None else [f"{self.index.name} lacks this record"]
         try:
             header, image = unpack_record(payload)
         except DataError as error:
-            return [*faults, str(error)]
-        where = -1 - offset if key is None else key
-        if not len(image):
-            self.bare[where] = offset, header
-            return faults if header.flag >= 2 else [*faults, "no image and no label range: neither image nor header"]
-        label, fault = self._label(header)
-        self.labels[where] = label
-        if fault:
-            faults.append(fault)
+            kind, label = _DAMAGED, -1
+            faults.append(str(error))
+        else:
+            kind, label = (_IMAGE if len(image) else _BARE), -1
+            if kind == _IMAGE:
+                label, fault = self._label(header)
+                faults += [text for text in (fault, self._image_fault(image)) if text]
+            elif header.flag < 2:
+                kind = _DAMAGED
+                faults.append("no image and no label range: neither image nor header")
+        if row is not None:
+            self.kind[row], self.labels[row] = kind, label
+        return kind == _IMAGE, faults
+
+    def _image_fault(self, image: memoryview) -> str:
         try:
             size = decode_rgb(image).shape[:2]
-            if self.stated.height is not None and size != (self.stated.height, self.stated.width):
-                faults.append(f"{size[1]}×{size[0]} pixels; property states {self.stated.width}×{self.stated.height}")
         except ImageError as error:
-            faults.append(str(error))
-        return faults
+            return str(error)
+        if self.stated.height is None or size == (self.stated.height, self.stated.width):
+            return ""
+        return f"{size[1]}×{size[0]} pixels; property states {self.stated.width}×{self.stated.height}"
 
     def _label(self, header: ImageHeader) -> tuple[int, str]:
         """The label of an image, −1 where it is wrong, and what is wrong with it."""
@@ -209,38 +233,52 @@ class _ShardCheck:
 
     def _check_layout(self) -> None:
         """Where records without an image stand, and whether what they state is true."""
-        if not self.bare:
+        bare = np.flatnonzero(self.kind == _BARE)
+        if not len(bare):
             return
-        has_header = 0 in self.bare
-        last, before = max(self.labels, default=-1), len(self.findings.problems)
-        for key, (offset, _) in sorted(self.bare.items()):
-            if key and (not has_header or 0 <= key < last):
-                self.findings.problem(self.path, key if key >= 0 else None, offset, "no image: a header or identity "
-                                      "record where the layout has an image")
-        if not has_header or len(self.findings.problems) > before:
+        has_header = bool((self.keys[bare] == 0).any())
+        last = int(self.keys[self.kind == _IMAGE].max(initial=-1))
+        misplaced = bare[(self.keys[bare] > 0) & (self.keys[bare] < last)] if has_header else bare
+        for row in misplaced.tolist():
+            self._problem(row, "no image: a header or identity record where the layout has an image")
+        if not has_header or len(misplaced):
             return
-        stated = [int(value) for value in self.bare[0][1].labels[:2]]
-        found = [last + 1, max(self.bare) + 1]
-        if stated != found:
-            reason = f"the header states identity keys {stated[0]} to {stated[1]}; they are {found[0]} to {found[1]}"
-            self.findings.warning(self.path, 0, self.bare[0][0], reason)
-        self._check_ranges()
+        for row in bare.tolist():
+            header, _ = unpack_record(self.reader.read(int(self.offsets[row])))
+            stated = [int(value) if np.isfinite(value) else -1 for value in header.labels]
+            reason = self._range_fault(stated) if self.keys[row] else ""
+            first, end = last + 1, int(self.keys[bare].max()) + 1
+            if not self.keys[row] and stated[:2] != [first, end]:
+                reason = f"the header states identity keys {stated[0]} to {stated[1]}; they are {first} to {end}"
+            if reason:
+                self.findings.warning(self.path, int(self.keys[row]), int(self.offsets[row]), reason)
 
-    def _check_ranges(self) -> None:
-        """Each identity record's range holds images of one label, and no other image has that label."""
-        counts: dict[int, int] = {}
-        for label in self.labels.values():
-            counts[label] = counts.get(label, 0) + 1
-        for key, (offset, header) in self.bare.items():
-            if key == 0:
-                continue
-            values = [int(value) if np.isfinite(value) else -1 for value in header.labels[:4]]
-            base = self.stated.label_base
-            if base and len(values) == 4:
-                values = [values[0] * base + values[1], values[2] * base + values[3]]
-            start, end = values[:2]
-            keys = range(max(start, 0), min(end, max(self.labels, default=0) + 1))
-            labels = {self.labels.get(image) for image in keys}
-            if len(labels) != 1 or None in labels or counts[next(iter(labels))] != end - start:  # type: ignore[index]
-                reason = f"an identity record of keys {start} to {end}, which are not the images of one label"
-                self.findings.warning(self.path, key, offset, reason)
+    def _range_fault(self, stated: list[int]) -> str:
+        """An identity record's range must hold images of one label, all of them, and nothing else."""
+        base = self.stated.label_base
+        if base and len(stated) == 4:
+            stated = [stated[0] * base + stated[1], stated[2] * base + stated[3]]
+        start, end = stated[:2]
+        low, high = np.searchsorted(self._image_keys, [start, end])
+        labels = self._image_labels[low:high]
+        if 0 < end - start == len(labels) and (labels == labels[0]).all() and self._counts[labels[0]] == len(labels):
+            return ""
+        return f"an identity record of keys {start} to {end}, which are not the images of one label"
+
+    @cached_property
+    def _image_order(self) -> np.ndarray:
+        rows = np.flatnonzero(self.kind == _IMAGE)
+        return rows[np.argsort(self.keys[rows], kind="stable")]
+
+    @cached_property
+    def _image_keys(self) -> np.ndarray:
+        return self.keys[self._image_order]
+
+    @cached_property
+    def _image_labels(self) -> np.ndarray:
+        return self.labels[self._image_order]
+
+    @cached_property
+    def _counts(self) -> dict[int, int]:
+        labels, counts = np.unique(self._image_labels, return_counts=True)
+        return dict(zip(labels.tolist(), counts.tolist(), strict=True))
