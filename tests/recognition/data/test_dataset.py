@@ -390,3 +390,32 @@ def test_reader_and_dataset_agree(tmp_path):
         header, image = unpack_record(dataset._shards[0].reader.read(offset))
         assert dataset.labels[sample] == header.labels[0]
         assert bytes(dataset.encoded(sample)) == bytes(image)
+
+
+def test_random_damage_opens_or_is_refused_but_never_fails_otherwise(tmp_path):
+    write_shard(tmp_path, face_layout(IMAGES))
+    good = {name: (tmp_path / name).read_bytes() for name in ("train.rec", "train.idx")}
+    generator = np.random.default_rng(0)
+    words = [b"\xff" * 4, bytes(4), MAGIC_BYTES, struct.pack("<f", math.nan), struct.pack("<f", math.inf)]
+    outcomes = []
+    for _ in range(400):
+        for name, data in good.items():
+            damaged = bytearray(data)
+            at = int(generator.integers(len(data)))
+            match generator.integers(3):
+                case 0:
+                    damaged[at] = generator.integers(256)
+                case 1:
+                    damaged[at : at + 4] = words[generator.integers(len(words))]
+                case 2:
+                    del damaged[at : at + int(generator.integers(1, 9))]
+            (tmp_path / name).write_bytes(damaged)
+        try:
+            dataset = open_dataset(tmp_path)
+            assert all(0 <= label < dataset.num_classes for label, _ in contents(dataset))
+            outcomes.append("opened")
+        except DataError:
+            outcomes.append("refused")
+        for name, data in good.items():
+            (tmp_path / name).write_bytes(data)
+    assert outcomes.count("refused") > 200
