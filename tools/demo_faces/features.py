@@ -6,15 +6,24 @@ tests/tools/test_make_demo_data.py.
 
 import numpy as np
 
-from tools.demo_faces.geometry import View, smooth
+from tools.demo_faces.geometry import View, path, smooth
 from tools.demo_faces.identity import Identity, blend, shade
 from tools.demo_faces.painter import Painter
 from tools.demo_faces.scene import Scene
 
 _T = np.linspace(-1, 1, 13)  # along a lid, a brow, a lip
 _ROUND = np.stack([np.cos(np.linspace(0, 2 * np.pi, 13)[:-1]), np.sin(np.linspace(0, 2 * np.pi, 13)[:-1])], axis=1)
+_SOCKET = np.array([0.0, -2.5]) + _ROUND * (9.0, 5.5)
+_BAG = np.array([0.0, 6.0]) + _ROUND * (6.5, 2.2)
+_CHEEK = np.array([20.0, 2.0]) + _ROUND * (8.0, 6.0)
+_UNDER_LIP = _ROUND * (8.0, 1.8)
+_CLEFT = _ROUND * (1.2, 3.0)
 _HOLLOW = np.array([[31, 2], [24, 12], [17, 24], [24, 22], [33, 8]])  # below a cheekbone
 _MOUSTACHE = np.array([[-1, 4], [-0.5, -2.5], [0, -3], [0.5, -2.5], [1, 4], [0.4, 1], [0, 0.6], [-0.4, 1]])
+_WING = np.array([[0.82, -4.6], [1.02, -2.2], [0.98, 0.2], [0.66, 1.0]])
+_UNDER_NOSE = np.array([[-0.3, 0.2], [0.0, 1.0], [0.3, 0.2]])
+_LID = (1 - _T**2) ** 0.75  # the shape of an upper lid
+_BAND = 1 - _T**4
 _SIDES = (-1.0, 1.0)
 
 
@@ -70,32 +79,34 @@ def draw_head(painter: Painter, face: Identity, scene: Scene, view: View) -> Non
 
 
 def draw_relief(painter: Painter, face: Identity, scene: Scene, view: View) -> None:
-    """The soft shadows of skin and bone: sockets, cheeks, nose, chin, folds, blush; then the beard's shadow."""
+    """The soft shadows of skin and bone: sockets, cheeks, nose, chin, blush; then the beard's shadow."""
+    shapes: list[tuple[np.ndarray, float | np.ndarray, float | tuple[float, float, float]]] = []  # points, lift, factor
+    red = 1.03 - 0.2 * max(face["blush"], 0.0)
     for side in _SIDES:
         eye = np.array([side * face["eye_distance"], face["eye_y"]])
-        painter.shadow(view.surface(eye + (0, -2.5) + _ROUND * (9.0, 5.5)), 0.86)
+        shapes.append((eye + _SOCKET, 0.0, 0.86))
         if face["eye_bags"] > 0:
-            painter.shadow(view.surface(eye + (0, 6.0) + _ROUND * (6.5, 2.2)), 1 - 0.24 * face["eye_bags"])
-        blush = 0.2 * max(face["blush"], 0.0)
-        cheek = np.array([side * 20.0, 2.0])
-        painter.shadow(view.surface(cheek + _ROUND * (8.0, 6.0)), (1.05, 1.03 - blush, 1.03 - blush))
+            shapes.append((eye + _BAG, 0.0, 1 - 0.24 * face["eye_bags"]))
+        shapes.append((_CHEEK * (side, 1.0), 0.0, (1.05, red, red)))
         if face["hollow_cheeks"] > 0:
-            painter.shadow(view.surface(_HOLLOW * (side, 1.0)), 1 - 0.26 * face["hollow_cheeks"])
-    _nose_relief(painter, face, view)
+            shapes.append((_HOLLOW * (side, 1.0), 0.0, 1 - 0.26 * face["hollow_cheeks"]))
+    shapes += _nose_relief(face)
     lip = face["mouth_y"] + face["lip_lower"] + 5.0 + 4 * scene.mouth_open
-    painter.shadow(view.surface(np.array([0, lip]) + _ROUND * (8.0, 1.8)), 0.82)
+    shapes.append((np.array([0, lip]) + _UNDER_LIP, 0.0, 0.82))
     if face["chin_cleft"] > 0:
-        cleft = np.array([0, face["chin_y"] - 4]) + _ROUND * (1.2, 3.0)
-        painter.shadow(view.surface(cleft), 1 - 0.3 * face["chin_cleft"])
+        shapes.append((np.array([0, face["chin_y"] - 4]) + _CLEFT, 0.0, 1 - 0.3 * face["chin_cleft"]))
+    points, lifts, factors = zip(*shapes, strict=True)
+    for polygon, factor in zip(view.surfaces(points, lifts), factors, strict=True):
+        painter.shadow(polygon, factor)
     _beard(painter, face, scene, view)
     painter.settle(1.5)
 
 
-def _nose_relief(painter: Painter, face: Identity, view: View) -> None:
+def _nose_relief(face: Identity) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Points, lifts and factors of the nose's flanks, in shadow, and of its ridge."""
     top, length, lift = face["eye_y"] - 2.0, face["nose_length"], face["nose_lift"]
-    middle = face["skew_nose"]
-    bridge, tip = face["bridge_width"], face["nose_width"]
-    raised = np.array([0.3, 0.6, 0.9, 0.5]) * lift
+    middle, bridge, tip = face["skew_nose"], face["bridge_width"], face["nose_width"]
+    shapes = []
     for side in _SIDES:
         flank = np.array([
             [side * bridge, top],
@@ -103,12 +114,12 @@ def _nose_relief(painter: Painter, face: Identity, view: View) -> None:
             [side * tip * 0.72 + middle, top + length],
             [side * (tip + 2.5) + middle, top + length + 1.0],
         ])
-        painter.shadow(view.surface(flank, raised), 0.83)
+        shapes.append((flank, np.array([0.3, 0.6, 0.9, 0.5]) * lift, 0.83))
     ridge = np.array([
         [-bridge * 0.4, top + 3], [bridge * 0.4, top + 3],
         [bridge * 0.5 + middle, top + length], [-bridge * 0.5 + middle, top + length],
     ])  # fmt: skip
-    painter.shadow(view.surface(ridge, np.array([0.35, 0.35, 1.0, 1.0]) * lift), 1.13)
+    return [*shapes, (ridge, np.array([0.35, 0.35, 1.0, 1.0]) * lift, 1.13)]
 
 
 def _beard(painter: Painter, face: Identity, scene: Scene, view: View) -> None:
@@ -147,7 +158,7 @@ def draw_marks(painter: Painter, face: Identity, scene: Scene, view: View) -> No
     line = shade(face.skin, 1 - 0.34 * max(face["wrinkles"], 0.0))
     if face["wrinkles"] > 0.1:
         for y in (-44.0, -39.5, -35.5):
-            wave = np.stack([_T * 17, y - 1.6 * (1 - _T**2) - 0.4 * scene.brow_raise], axis=1)
+            wave = path(_T * 17, y - 1.6 * (1 - _T**2) - 0.4 * scene.brow_raise)
             painter.stroke(view.surface(wave), line, 0.9)
     depth = max(face["folds"], 0.0) + 0.4 * max(scene.smile, 0.0)
     if depth > 0.1:
@@ -166,74 +177,72 @@ def draw_eyes(painter: Painter, face: Identity, scene: Scene, view: View) -> Non
     for side in _SIDES:
         width = face["eye_width"]
         opening = face["eye_height"] * (1 + side * face["skew_eye"]) * scene.lids * (1 - 0.18 * max(scene.smile, 0.0))
-        centre = np.array([side * face["eye_distance"], face["eye_y"]])
-        tilt = face["eye_slant"] * width * _T  # outer end (t = 1) up when the slant is negative
-        arc = (1 - _T**2) ** 0.75 * (1 + 0.45 * face["eye_peak"] * _T)
-        upper = centre + np.stack([side * width * _T, tilt - opening * arc], axis=1)
-        lower = centre + np.stack([side * width * _T, tilt + opening * face["eye_lower"] * (1 - _T**2)], axis=1)
-        rim = view.surface(np.concatenate([upper, lower[::-1]]), -2.0)
-        upper_edge = rim[: len(_T)]
-        dark = shade(face.skin, 0.3)
+        x = side * (face["eye_distance"] + width * _T)
+        tilt = face["eye_y"] + face["eye_slant"] * width * _T  # the outer end (t = 1) is up when the slant is negative
+        above = tilt - opening * _LID * (1 + 0.45 * face["eye_peak"] * _T)
+        below = tilt + opening * face["eye_lower"] * (1 - _T**2)
+        crease = above - (1.6 + 1.8 * max(face["crease"], 0.0))
+        looks_at = np.array([scene.gaze]) * (0.3 * width, 0.3 * opening) - (0.0, 0.15 * opening)
+        iris = looks_at + np.array([side * face["eye_distance"], face["eye_y"]])
+        # The bands beside the lids' edges are skin, which covers what the iris has beyond the eye.
+        rows = (above, below, above - 3.4 * _BAND, below + 2.6 * _BAND, crease)
+        upper, lower, upper_band, lower_band, fold, centre = view.surfaces(
+            [*(path(x, row) for row in rows), iris], [-2.0, -2.0, -2.0, -2.0, -1.5, -2.0]
+        )
         if opening > 0.8:
-            painter.fill(rim, (236, 232, 228))
-            _iris(painter, face, scene, view, centre, opening)
-            painter.fill(_lid(view, upper, 3.4), face.skin)
-            painter.fill(_lid(view, lower, -2.6), shade(face.skin, 0.96))
-        painter.stroke(upper_edge, dark, 1.3)
-        painter.stroke(rim[len(_T) :], shade(face.skin, 0.66), 0.6)
+            painter.fill(np.concatenate([upper, lower[::-1]]), (236, 232, 228))
+            _iris(painter, face, scene, centre[0])
+            painter.fill(np.concatenate([upper, upper_band[::-1]]), face.skin)
+            painter.fill(np.concatenate([lower, lower_band[::-1]]), shade(face.skin, 0.96))
+        painter.stroke(upper, shade(face.skin, 0.3), 1.3)
+        painter.stroke(lower, shade(face.skin, 0.66), 0.6)
         if face["crease"] > 0:
-            fold = upper[1:-1] - (0.0, 1.6 + 1.8 * face["crease"])
-            painter.stroke(view.surface(fold, -1.5), shade(face.skin, 0.62), 0.8)
+            painter.stroke(fold[1:-1], shade(face.skin, 0.62), 0.8)
 
 
-def _lid(view: View, edge: np.ndarray, thickness: float) -> np.ndarray:
-    """The band of skin beside a lid's edge, which covers what the iris has beyond the eye."""
-    away = edge - np.stack([np.zeros_like(_T), thickness * (1 - _T**4)], axis=1)
-    return view.surface(np.concatenate([edge, away[::-1]]), -2.0)
-
-
-def _iris(
-    painter: Painter, face: Identity, scene: Scene, view: View, centre: np.ndarray, opening: float
-) -> None:
+def _iris(painter: Painter, face: Identity, scene: Scene, centre: np.ndarray) -> None:
     size = face["iris_size"]
-    gaze = np.array(scene.gaze) * (0.3 * face["eye_width"], 0.3 * opening)
-    middle = view.surface((centre + gaze)[None] - (0, 0.15 * opening), -2.0)[0]
-    painter.dot(middle, size, shade(face.iris, 0.6))
-    painter.dot(middle, size * 0.84, face.iris)
-    painter.dot(middle, size * 0.42, (12, 10, 10))
-    light = scene.light_direction[:2] * size * 0.5 * painter.scale
-    painter.dot(middle + light, 0.55, (250, 250, 250))
+    painter.dot(centre, size, shade(face.iris, 0.6))
+    painter.dot(centre, size * 0.84, face.iris)
+    painter.dot(centre, size * 0.42, (12, 10, 10))
+    painter.dot(centre + scene.light_direction[:2] * size * 0.5 * painter.scale, 0.55, (250, 250, 250))
 
 
 def draw_brows(painter: Painter, face: Identity, scene: Scene, view: View) -> None:
     """Both eyebrows, in the hair's colour, darker."""
     colour = blend(shade(face.hair, 0.72), face.skin, 0.12)
     share = (_T + 1) / 2
+    x = face["eye_distance"] + face["brow_inner"] + share * (face["brow_outer"] - face["brow_inner"])
+    curve = face["brow_slant"] * (share - 0.5) - face["brow_arch"] * (1 - (share * 2 - 1.25) ** 2)
+    half = face["brow_thick"] * (1 - face["brow_taper"] * share**2) * np.minimum(share * 8 + 0.6, 1.0)
+    edges = []
     for side in _SIDES:
-        x = face["eye_distance"] + face["brow_inner"] + share * (face["brow_outer"] - face["brow_inner"])
-        height = face["eye_y"] - face["brow_gap"] - scene.brow_raise + side * face["skew_brow"] * 0.5
-        y = height - face["brow_arch"] * (1 - (share * 2 - 1.25) ** 2) + face["brow_slant"] * (share - 0.5)
-        half = face["brow_thick"] * (1 - face["brow_taper"] * share**2) * np.minimum(share * 8 + 0.6, 1.0)
-        upper = np.stack([side * x, y - half], axis=1)
-        lower = np.stack([side * x, y + half * 0.8], axis=1)
-        painter.fill(view.surface(np.concatenate([upper, lower[::-1]]), 1.0), colour)
+        y = curve + (face["eye_y"] - face["brow_gap"] - scene.brow_raise + side * face["skew_brow"] * 0.5)
+        edges += [path(side * x, y - half), path(side * x, y + half * 0.8)]
+    placed = view.surfaces(edges, [1.0] * 4)
+    for upper, lower in (placed[:2], placed[2:]):
+        painter.fill(np.concatenate([upper, lower[::-1]]), colour)
 
 
 def draw_nose(painter: Painter, face: Identity, scene: Scene, view: View) -> None:
     """Wings, nostrils and tip of the nose."""
-    tip = nose_tip(face)[0]
+    tip = nose_tip(face)
     width, ball, lift = face["nose_width"], face["nose_tip"], face["nose_lift"]
     base = tip + np.array([0.0, ball * 0.8 + 1.0 - face["nose_hook"]])
     line = shade(face.skin, 0.58)
-    for side in _SIDES:
-        wing = base + np.array([[0.82, -4.6], [1.02, -2.2], [0.98, 0.2], [0.66, 1.0]]) * (side * width, 1.0)
-        painter.stroke(smooth(view.surface(wing, lift * 0.35), closed=False), line, 1.0)
-        hole = base + (side * width * 0.5, 0.5) + _ROUND * (width * 0.22, face["nostril"] * 0.8)
-        painter.fill(view.surface(hole, lift * 0.55), shade(face.skin, 0.34))
-    under = base + np.array([[-0.3, 0.2], [0.0, 1.0 + face["nose_hook"]], [0.3, 0.2]]) * (width, 1.0)
-    painter.stroke(smooth(view.surface(under, lift * 0.8), closed=False), line, 0.9)
-    shine = view.surface((tip - (0, ball * 0.3))[None], lift)[0] + scene.light_direction[:2] * painter.scale
-    painter.dot(shine, ball * 0.5, shade(face.skin, 1.12))
+    hole = _ROUND * (width * 0.22, face["nostril"] * 0.8) + (width * 0.5, 0.5)
+    under = base + _UNDER_NOSE * (width, 1.0 + face["nose_hook"])
+    shine = tip - (0.0, ball * 0.3)
+    mirrored = [base + shape * (side, 1.0) for shape in (_WING * (width, 1.0), hole) for side in _SIDES]
+    *wings, left_hole, right_hole, bottom, light = view.surfaces(
+        [*mirrored, under, shine], [lift * 0.35, lift * 0.35, lift * 0.55, lift * 0.55, lift * 0.8, lift]
+    )
+    for wing in wings:
+        painter.stroke(smooth(wing, closed=False), line, 1.0)
+    for nostril in (left_hole, right_hole):
+        painter.fill(nostril, shade(face.skin, 0.34))
+    painter.stroke(smooth(bottom, closed=False), line, 0.9)
+    painter.dot(light[0] + scene.light_direction[:2] * painter.scale, ball * 0.5, shade(face.skin, 1.12))
 
 
 def draw_mouth(painter: Painter, face: Identity, scene: Scene, view: View) -> None:
@@ -250,17 +259,15 @@ def draw_mouth(painter: Painter, face: Identity, scene: Scene, view: View) -> No
     upper_line = y - 0.25 * gap
     lower_line = y + 0.75 * gap
     bottom = lower_line + face["lip_lower"] * thin * (1 - np.abs(_T) ** 2.6)
-    edge = {
-        name: view.surface(np.stack([x, rows], axis=1), 1.5)
-        for name, rows in (("top", top), ("upper", upper_line), ("lower", lower_line), ("bottom", bottom))
-    }
+    teeth = np.minimum(upper_line + 3.0, lower_line)
+    edges = [path(x, rows) for rows in (top, upper_line, lower_line, bottom, teeth)]
+    above, upper, lower, below, bite = view.surfaces(edges, [1.5, 1.5, 1.5, 1.5, 1.0])
     if scene.mouth_open > 0.08:
-        painter.fill(np.concatenate([edge["upper"], edge["lower"][::-1]]), (58, 22, 24))
-        teeth = np.stack([x, np.minimum(upper_line + 3.0, lower_line)], axis=1)[2:-2]
-        painter.fill(np.concatenate([edge["upper"][2:-2], view.surface(teeth, 1.0)[::-1]]), (232, 228, 216))
-    painter.fill(np.concatenate([edge["top"], edge["upper"][::-1]]), shade(face.lips, 0.9))
-    painter.fill(np.concatenate([edge["lower"], edge["bottom"][::-1]]), face.lips)
-    painter.stroke(edge["upper"], shade(face.lips, 0.5), 0.8)
+        painter.fill(np.concatenate([upper, lower[::-1]]), (58, 22, 24))
+        painter.fill(np.concatenate([upper[2:-2], bite[2:-2][::-1]]), (232, 228, 216))
+    painter.fill(np.concatenate([above, upper[::-1]]), shade(face.lips, 0.9))
+    painter.fill(np.concatenate([lower, below[::-1]]), face.lips)
+    painter.stroke(upper, shade(face.lips, 0.5), 0.8)
     if face["philtrum"] > 0.1:
         lip = face["mouth_y"] - face["lip_upper"]
         groove = np.array([[0.0, lip - 5.0], [0.0, lip]])

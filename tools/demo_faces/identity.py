@@ -119,14 +119,14 @@ class Identity:
 
 def blend(first: Sequence[float], second: Sequence[float], share: float) -> Colour:
     """Colour on the line from `first` (share 0) to `second` (share 1)."""
-    red, green, blue = ((1.0 - share) * a + share * b for a, b in zip(first, second, strict=True))
-    return red, green, blue
+    (red, green, blue), (to_red, to_green, to_blue) = first, second
+    return red + share * (to_red - red), green + share * (to_green - green), blue + share * (to_blue - blue)
 
 
 def shade(colour: Sequence[float], factor: float) -> Colour:
-    """Colour made darker (factor below 1) or lighter, clipped to 0..255."""
-    red, green, blue = (min(max(channel * factor, 0.0), 255.0) for channel in colour)
-    return red, green, blue
+    """Colour made darker (factor below 1) or lighter; OpenCV clips what goes above 255."""
+    red, green, blue = colour
+    return red * factor, green * factor, blue * factor
 
 
 def make_identity(seed: int, split: str, number: int) -> Identity:

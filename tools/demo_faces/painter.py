@@ -14,12 +14,13 @@ _UNIT = 1 << _SHIFT
 
 
 class Painter:
-    """A picture uint8 [height, width, 3] RGB and its layer of soft shadows of the same shape."""
+    """A picture uint8 [height, width, 3] RGB and its layer of soft shadows, which is half as wide and high."""
 
     def __init__(self, picture: np.ndarray, scale: float) -> None:
         self.picture = picture
         self.scale = scale  # canvas pixels per unit of length
-        self._shadow = np.full_like(picture, NEUTRAL)
+        height, width = picture.shape[:2]
+        self._shadow = np.full(((height + 1) // 2, (width + 1) // 2, 3), NEUTRAL, np.uint8)
 
     def fill(self, points: np.ndarray, colour: Sequence[float]) -> None:
         """Fill the polygon float [n, 2] (canvas positions)."""
@@ -39,12 +40,13 @@ class Painter:
     def shadow(self, points: np.ndarray, factor: float | Sequence[float]) -> None:
         """Darken (factor below 1) or lighten a polygon in the soft layer; a sequence is one factor per channel."""
         factors = (factor, factor, factor) if isinstance(factor, (int, float)) else factor
-        colour = [min(max(value * NEUTRAL, 0.0), 255.0) for value in factors]
-        cv2.fillPoly(self._shadow, [_fixed(points)], colour, cv2.LINE_AA, _SHIFT)
+        colour = [value * NEUTRAL for value in factors]
+        cv2.fillPoly(self._shadow, [_fixed(points * 0.5)], colour, cv2.LINE_AA, _SHIFT)
 
     def settle(self, softness: float) -> None:
         """Blur the soft layer by `softness` units, multiply it into the picture, and begin a new one."""
-        soft = cv2.GaussianBlur(self._shadow, (0, 0), max(softness * self.scale, 0.5))
+        soft = cv2.GaussianBlur(self._shadow, (0, 0), max(softness * self.scale * 0.5, 0.5))
+        soft = cv2.resize(soft, self.picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         cv2.multiply(self.picture, soft, dst=self.picture, scale=1.0 / NEUTRAL)
         self._shadow[:] = NEUTRAL
 

@@ -4,6 +4,7 @@ Angles are radians, colours RGB 0..255, lengths pixels of the aligned picture. P
 tests/tools/test_make_demo_data.py.
 """
 
+from bisect import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,5 +84,6 @@ def make_scene(random: np.random.Generator, variation: Variation) -> Scene:
 
 
 def _occlusion(random: np.random.Generator, share: float) -> str:
-    kind = OCCLUSIONS[1 + int(random.choice(5, p=(0.4, 0.12, 0.1, 0.22, 0.16)))]
-    return kind if random.random() < share else "none"
+    """Glasses are the most frequent, then hats; `share` of all pictures have any."""
+    among = random.random() / max(share, 1e-9)
+    return "none" if among >= 1.0 else OCCLUSIONS[1 + bisect((0.4, 0.52, 0.62, 0.84), among)]
