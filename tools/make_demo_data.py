@@ -42,7 +42,7 @@ class DemoSettings:
     """What the demo's data is made of."""
 
     seed: int = 1
-    identities: int = 2400
+    identities: int = 2000
     images_per_identity: int = 10
     verification_identities: int = 400
     verification_pairs: int = 2000
@@ -114,9 +114,7 @@ def _make_sets(folder: Path, settings: DemoSettings, workers: int) -> None:
     loose = sets.template_requests(plans)
     sets.write_ijb(folder / "ijb", pictures(loose, len(loose), "ijb"), plans, seed)
     training = sets.training_requests(settings.identities, settings.images_per_identity)
-    sets.write_training(
-        folder, pictures(training, images, "train"), settings.identities, settings.images_per_identity
-    )
+    sets.write_training(folder, pictures(training, images, "train"), settings.identities)
 
 
 def contact_sheet(settings: DemoSettings, rows: int = SHEET_ROWS, columns: int = SHEET_COLUMNS) -> np.ndarray:

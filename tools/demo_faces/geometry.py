@@ -1,8 +1,8 @@
 """Where a point of the face falls in the picture: a head in 2.5 dimensions, turned and placed, and smooth curves.
 
 Features lie on an ellipsoid before the head's centre and turn with it (parallax); the outline of the head and hair is
-an occluding contour, which keeps its width when the head turns. Both maps are affine in the control points, so curves
-are interpolated after projecting. Proven by tests/tools/test_make_demo_data.py.
+an occluding contour, which keeps its width when the head turns. Curves are interpolated after their control points are
+projected. Proven by tests/tools/test_make_demo_data.py.
 """
 
 import math
@@ -67,17 +67,6 @@ class View:
     def rigid(self, points: np.ndarray) -> np.ndarray:
         """Canvas positions float [n, 2] of points [n, 3] that turn with the head as a solid does."""
         return points @ self._turn + self._shift
-
-
-def similarity(source: np.ndarray, target: np.ndarray) -> tuple[complex, complex]:
-    """Least-squares similarity (factor, offset) that takes points [n, 2] to points [n, 2], without reflection.
-
-    In complex numbers it is a regression on one variable: factor = Σ conj(p)·q / Σ |p|², p and q centred.
-    """
-    p, q = source @ (1, 1j), target @ (1, 1j)
-    p_mean, q_mean = p.mean(), q.mean()
-    factor = complex(np.vdot(p - p_mean, q - q_mean) / np.vdot(p - p_mean, p - p_mean))
-    return factor, complex(q_mean - factor * p_mean)
 
 
 def path(x: np.ndarray, y: np.ndarray) -> np.ndarray:

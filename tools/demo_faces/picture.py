@@ -8,18 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recognition.data.align import SIZE, similarity_transform
 from tools.demo_faces import features, light, surroundings
-from tools.demo_faces.geometry import View, similarity
+from tools.demo_faces.geometry import View
 from tools.demo_faces.identity import SPLITS, Identity, make_identity
 from tools.demo_faces.painter import Painter
 from tools.demo_faces.quality import degrade, draw_quality, encode
 from tools.demo_faces.scene import Scene, Variation, make_scene
 
-SIDE = 112
-# The five points of the aligned picture that the field uses (ArcFace's template for 112×112).
-TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
 LOOSE_SIDES = (160, 250)
 
 
@@ -64,8 +60,9 @@ def make_picture(seed: int, variation: Variation, request: Request, face: Identi
     if request.loose:
         side, factor, offset = _loose_placement(random)
     else:
-        truth = features.landmarks(face, scene, free)
-        side, (factor, offset) = SIDE, similarity(truth + scene.misalignment, TEMPLATE)
+        found = features.landmarks(face, scene, free) + scene.misalignment
+        (a, _, x), (b, _, y) = similarity_transform(found).tolist()
+        side, factor, offset = SIZE, complex(a, b), complex(x, y)
     view = free.placed(factor, offset)
     picture = degrade(render(face, scene, view, side), quality, view.scale, random)
     pose = (scene.yaw, scene.pitch, scene.roll)

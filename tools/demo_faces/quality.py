@@ -23,7 +23,6 @@ QUALITIES = {
     "all": ((1.0, 0.0, 1.0),),
 }
 FAULTS = ("pixels", "defocus", "motion", "noise")
-_SIDE = 112
 _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 

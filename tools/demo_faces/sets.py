@@ -5,17 +5,17 @@ set. Proven by tests/tools/test_make_demo_data.py.
 """
 
 import pickle
-from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from recognition.data.recordio import FLOAT32_WHOLE, RecordWriter, pack_record, write_index
+from recognition.data.align import SIZE
+from recognition.data.shard_writer import ShardWriter
 from recognition.errors import SettingsError
 from tools.demo_faces.identity import SPLITS
-from tools.demo_faces.picture import SIDE, Picture, Request
+from tools.demo_faces.picture import Picture, Request
 
 FOLDS = 10
 _TRUTH = "identity,quality,yaw,pitch,roll,occlusion"
@@ -28,30 +28,15 @@ def training_requests(identities: int, images_per_identity: int) -> Iterator[Req
             yield Request("train", identity, number, "mixed")
 
 
-def write_training(folder: Path, pictures: Iterable[Picture], identities: int, images_per_identity: int) -> None:
-    """Write train.rec, train.idx, train.lst, property and quality.csv: a header record, images, identity records."""
-    images = identities * images_per_identity
-    if images + identities + 1 >= FLOAT32_WHOLE:
-        raise SettingsError(f"{images} training pictures: the identity records hold keys below {FLOAT32_WHOLE}")
-    offsets = array("q")
-    with (
-        RecordWriter(folder / "train.rec") as records,
-        open(folder / "train.lst", "w", newline="\n") as names,
-        open(folder / "quality.csv", "w", newline="\n") as truth,
-    ):
+def write_training(folder: Path, pictures: Iterable[Picture], identities: int) -> None:
+    """Write train.rec, train.idx, train.lst, property and quality.csv, in the order of the pictures."""
+    with ShardWriter(folder / "train.rec") as shard, open(folder / "quality.csv", "w", newline="\n") as truth:
         truth.write(f"key,{_TRUTH}\n")
-        offsets.append(records.write(pack_record([images + 1, images + 1 + identities], 0, b"")))
         for key, picture in enumerate(pictures, start=1):
-            identity, number = picture.request.identity, picture.request.number
-            offsets.append(records.write(pack_record(float(identity), key, picture.jpeg)))
-            names.write(f"{key}\t{identity}\t{identity:06d}/{number:04d}.jpg\n")
+            person, number = picture.request.identity, picture.request.number
+            shard.add(person, picture.jpeg, f"{person:06d}/{number:04d}.jpg")
             _write_truth(truth, key, picture)
-        for identity in range(identities):
-            start = 1 + identity * images_per_identity
-            key = images + 1 + identity
-            offsets.append(records.write(pack_record([start, start + images_per_identity], key, b"")))
-    write_index(folder / "train.idx", np.arange(len(offsets)), np.frombuffer(offsets, np.int64))
-    (folder / "property").write_text(f"{identities},{SIDE},{SIDE}\n{images}\n")
+    (folder / "property").write_text(f"{identities},{SIZE},{SIZE}\n{shard.num_images}\n")
 
 
 def pair_requests(split: str, quality: str, identities: int, pairs: int, seed: int) -> list[Request]:
