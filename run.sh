@@ -1,9 +1,27 @@
 #!/usr/bin/env bash
-# Train, export and evaluate: bash run.sh [CONFIG] [--set a.b=VALUE ...]
-# Makes .venv from requirements.txt once, unless the active environment has all that is needed.
-# Environment: NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT as with torchrun. See recognition/launch.py.
+# Train, export and evaluate what a config describes:
+#
+#   bash run.sh [CONFIG] [--set a.b=VALUE ...] [--fresh] [--debug]
+#
+# CONFIG           a file of configs/ (default: configs/demo.py); the same command goes on where it stopped
+# --set a.b=VALUE  replace settings, e.g. --set epochs=10 optimizer.lr=0.05 (all of them: recognition/config.py)
+# --fresh          put an earlier run of this name aside and start over
+# --debug          show tracebacks
+#
+# Environment: NPROC (ranks on this machine; default one per GPU, else 2), and as with torchrun on several machines
+# NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# Exit status: 0, or 2 settings, 3 data, 4 checkpoint, 5 numbers, 6 distributed.
+#
+# The first call makes .venv from requirements.txt, unless an active environment has all that is needed.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+for argument in "$@"; do
+    if [[ $argument == -h || $argument == --help ]]; then
+        sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$root/run.sh"
+        echo "Configs: $(cd "$root" && echo configs/*.py)"
+        exit 0
+    fi
+done
 arguments=("$@")
 # A config is found from where the user stands, and everything else from the checkout.
 if [[ ${#arguments[@]} -gt 0 && -f ${arguments[0]} ]]; then

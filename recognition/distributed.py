@@ -141,12 +141,13 @@ def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
     """
     if ranks.group is None or ranks.world_size == 1:
         return module
+    without_sync: Any = {_SYNC_BUFFERS: False}
     replica = nn.parallel.DistributedDataParallel(
         module,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         process_group=ranks.group,
         gradient_as_bucket_view=True,
-        **{_SYNC_BUFFERS: False},
+        **without_sync,
     )
     replica.register_comm_hook(ranks.group, _sum_hook)
     return replica

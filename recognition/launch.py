@@ -112,18 +112,24 @@ def _launch_config(nodes: int, node_rank: int, local_ranks: int) -> LaunchConfig
 
 
 def _cause(failures: Path, error: ChildFailedError) -> int:
-    """Print why the ranks failed, each cause once, and return its status: a known cause before a lost peer."""
-    notes = [json.loads(path.read_text()) for path in sorted(failures.glob("rank-*.json"))]
-    if notes:
-        status = min(note["status"] for note in notes)
-        for message in dict.fromkeys(note["message"] for note in notes if note["status"] == status):
-            print(f"error: {message}", file=sys.stderr)
-        return status
-    rank, failure = error.get_first_failure()
-    if failure.exitcode == 130:
-        return 130
-    raise DistributedError(f"rank {rank} ended with status {failure.exitcode} and left no reason"
-                           + (" (killed; out of memory?)" if failure.exitcode == -signal.SIGKILL else ""))
+    """Print why the ranks failed, each cause once, and return its status.
+
+    A known cause (2 to 5) goes before a rank that ended without a word, and that before the ranks that lost it.
+    """
+    notes = {int(path.stem.removeprefix("rank-")): json.loads(path.read_text()) for path in failures.glob("rank-*.json")}
+    status = min((note["status"] for note in notes.values()), default=DistributedError.status)
+    silent = {rank: failure.exitcode for rank, failure in error.failures.items() if rank not in notes}
+    ended = {rank: code for rank, code in silent.items() if code not in (0, 130, -signal.SIGTERM)}
+    if status == DistributedError.status and ended:
+        rank, code = min(ended.items())
+        killed = " (killed; out of memory?)" if code == -signal.SIGKILL else ""
+        raise DistributedError(f"rank {rank} ended with status {code} and left no reason{killed}")
+    if not notes:
+        return 130 if 130 in silent.values() else 128 + signal.SIGTERM
+    causes = {note["message"]: note["traceback"] for _, note in sorted(notes.items()) if note["status"] == status}
+    for message, trace in causes.items():
+        print(f"{trace}error: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

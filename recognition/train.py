@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -258,23 +259,22 @@ def stop_on_bad_steps(run: Run) -> None:
         raise NumericsError(f"step {run.step}: the loss was not finite in the last {int(run.bad_steps)} steps")
 
 
-def report_failure(error: BaseException) -> int:
+def report_failure(error: Exception) -> int:
     """Leave a failure's line and status where the launcher reads them, at once; return the status."""
+    rank, unexpected = os.environ.get("RANK", "0"), ""
     if not isinstance(error, TrainerError):
-        traceback.print_exception(error)
-        error = DistributedError(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
+        unexpected = "".join(traceback.format_exception(error))
+        error = DistributedError(f"rank {rank}: {type(error).__name__}: {error}")
     folder = os.environ.get("RUN_FAILURES")
     if folder:
-        note = {"status": error.status, "message": str(error)}
-        Path(folder, f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(note))
+        note = {"status": error.status, "message": str(error), "traceback": unexpected}
+        Path(folder, f"rank-{rank}.json").write_text(json.dumps(note))
     else:
-        print(f"error: {error}", flush=True)
+        print(f"{unexpected}error: {error}", file=sys.stderr)
     return error.status
 
 
 if __name__ == "__main__":
-    import sys
-
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -11,10 +12,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from recognition import distributed
+from recognition.data.shard_writer import ShardWriter
 from recognition.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +35,29 @@ def real_data() -> Path:
     folder = Path(os.environ.get("FACE_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "lfw").is_dir():
         pytest.skip(f"no real data at {folder}; set FACE_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RecordIO set of 12 identities with 8 noisy images each, `pairs.bin` beside it (20 pairs of the same people)."""
+    folder = tmp_path_factory.mktemp("small set")
+    generator = np.random.default_rng(0)
+    base = generator.integers(40, 216, (12, 7, 7, 3))
+
+    def picture(label: int) -> bytes:
+        coarse = np.clip(base[label] + generator.normal(0, 12, (7, 7, 3)), 0, 255).astype(np.uint8)
+        return cv2.imencode(".jpg", cv2.resize(coarse, (112, 112), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+
+    with ShardWriter(folder / "train.rec") as shard:
+        for label in range(12):
+            for number in range(8):
+                shard.add(label, picture(label), f"{label}/{number}")
+    (folder / "property").write_text("12,112,112\n")
+    same = [pair % 2 == 0 for pair in range(20)]
+    people = [(pair % 12, pair % 12 if match else (pair + 5) % 12) for pair, match in enumerate(same)]
+    bins = [picture(label) for pair in people for label in pair]
+    (folder / "pairs.bin").write_bytes(pickle.dumps((bins, same), protocol=2))
     return folder
 
 
