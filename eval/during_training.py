@@ -39,11 +39,11 @@ class Verifier:
 
         def embed(images: np.ndarray) -> np.ndarray:
             parts = []
-            for start in range(0, len(images), IMAGES_AT_ONCE):
+            for start in range(0, max(len(images), 1), IMAGES_AT_ONCE):  # once for an empty share: its width is known
                 pixels = torch.from_numpy(images[start : start + IMAGES_AT_ONCE]).to(device)
                 with torch.autocast(device.type, product_dtype, enabled=product_dtype != torch.float32):
                     parts.append(backbone(normalise(pixels)).float().cpu())
-            return torch.cat(parts).numpy()
+            return torch.cat(parts).numpy()[: len(images)]
 
         was_training = backbone.training
         backbone.eval()

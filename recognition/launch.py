@@ -116,7 +116,8 @@ def _cause(failures: Path, error: ChildFailedError) -> int:
 
     A known cause (2 to 5) goes before a rank that ended without a word, and that before the ranks that lost it.
     """
-    notes = {int(path.stem.removeprefix("rank-")): json.loads(path.read_text()) for path in failures.glob("rank-*.json")}
+    paths = failures.glob("rank-*.json")
+    notes = {int(path.stem.removeprefix("rank-")): json.loads(path.read_text()) for path in paths}
     status = min((note["status"] for note in notes.values()), default=DistributedError.status)
     silent = {rank: failure.exitcode for rank, failure in error.failures.items() if rank not in notes}
     ended = {rank: code for rank, code in silent.items() if code not in (0, 130, -signal.SIGTERM)}
