@@ -42,7 +42,8 @@ def _imports(path: Path) -> set[str]:
                     "recognition/heads/__init__.py"}
 
 
-FILES = sorted(str(p.relative_to(ROOT)) for folder in ("recognition", "eval", "tools") for p in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("recognition", "eval", "tools")
+FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("file", FILES)
