@@ -27,12 +27,12 @@ def config() -> Config:
     return Config(
         name="demo",
         batch_size=64,
-        epochs=4,
+        epochs=3,
         data=DataSettings(FOLDER),
         backbone=BackboneSettings("tiny", embedding_size=128),
         head=HeadSettings(ArcFace(s=32.0, m=0.3)),
         optimizer=OptimizerSettings(lr=0.1),
         schedule=ScheduleSettings("cosine", warmup_epochs=1),
-        evaluation=EvaluationSettings(sets=("demo", "demo_degraded"), ijb=(f"{FOLDER}/ijb",), every_epochs=1),
+        evaluation=EvaluationSettings(sets=("demo", "demo_degraded"), ijb=(f"{FOLDER}/ijb",), every_epochs=1.5),
         log=LogSettings(every_steps=100),
     )
