@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recognition.errors import SettingsError
+from recognition.streams import mix, stream_key, uniform, uniform_bits
 
 IMAGE_SIDE = 112  # pixels; the network's input, to which sets of aligned faces are cut
 # Interpolations by number, the same in every loader (recognition/data/resample.py says what each computes). `area`
@@ -20,8 +21,6 @@ IMAGE_SIDE = 112  # pixels; the network's input, to which sets of aligned faces 
 INTERPOLATIONS = ("nearest", "linear", "cubic", "lanczos", "area")
 UP_INTERPOLATIONS = INTERPOLATIONS[:4]
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the step of SplitMix64
 _ORDER, _AUGMENTATION = 0x6F72646572, 0x6175676D  # keep the streams of one (seed, epoch) apart
 _ROUNDS = 16  # of the permutation; four make a generic Feistel network pseudo-random (Luby and Rackoff, 1988),
 # and sixteen leave no bias in the orders of three to six samples either (tested)
@@ -124,14 +123,14 @@ def epoch_order(num_images: int, seed: int, epoch: int, start: int = 0, stop: in
     """
     m = math.isqrt(num_images - 1) + 1
     n = -(-num_images // m)
-    keys = uniform_bits(_key(_ORDER, seed, epoch), _ROUNDS)[0].tolist()
+    keys = uniform_bits(stream_key(_ORDER, seed, epoch), _ROUNDS)[0].tolist()
     x = np.arange(start, num_images if stop is None else stop, dtype=np.uint64)
     walking = np.arange(len(x))
     while len(walking):
         left, right = np.divmod(x[walking], np.uint64(n))
         for key, next_key in zip(keys[::2], keys[1::2], strict=True):
-            left = (left + _mix(right ^ np.uint64(key)) % np.uint64(m)) % np.uint64(m)
-            right = (right + _mix(left ^ np.uint64(next_key)) % np.uint64(n)) % np.uint64(n)
+            left = (left + mix(right ^ np.uint64(key)) % np.uint64(m)) % np.uint64(m)
+            right = (right + mix(left ^ np.uint64(next_key)) % np.uint64(n)) % np.uint64(n)
         moved = left * np.uint64(n) + right
         x[walking] = moved
         walking = walking[moved >= num_images]
@@ -140,7 +139,7 @@ def epoch_order(num_images: int, seed: int, epoch: int, start: int = 0, stop: in
 
 def draw_augmentation(augmentation: Augmentation, seed: int, epoch: int, sample: np.ndarray) -> dict[str, np.ndarray]:
     """The parameters of PlannedBatch for samples int64 [b] in an epoch; each depends on its own sample alone."""
-    u = uniform(_key(_AUGMENTATION, seed, epoch, sample), 10).T
+    u = uniform(stream_key(_AUGMENTATION, seed, epoch, sample), 10).T
     crop = _crop(augmentation, u[2:6])
     crop[u[1] >= augmentation.crop] = (0, 0, IMAGE_SIDE, IMAGE_SIDE)
     low, high = augmentation.downsample_side
@@ -170,30 +169,3 @@ def _crop(augmentation: Augmentation, u: np.ndarray) -> np.ndarray:
     size = np.clip(np.rint(IMAGE_SIDE * size), 1, IMAGE_SIDE).astype(np.int32)
     corner = (u[2:4].T * (IMAGE_SIDE - size + 1)).astype(np.int32)
     return np.concatenate([corner, size], axis=1)
-
-
-def uniform(key: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [b, count], from the streams of the keys uint64 [b]."""
-    return (uniform_bits(key, count) >> np.uint64(11)) * 2.0**-53
-
-
-def uniform_bits(key: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` outputs of SplitMix64 started at each key, uint64 [b, count] (Steele, Lea, Flood, 2014)."""
-    steps = np.array([(j + 1) * _GOLDEN & _MASK for j in range(count)], np.uint64)
-    return _mix(key[:, None] + steps)
-
-
-def _key(*words: int | np.ndarray) -> np.ndarray:
-    """Words to keys uint64 [b]; distinct in the last word when the others are equal."""
-    key = np.zeros(1, np.uint64)
-    for word in words:
-        value = word.astype(np.uint64) if isinstance(word, np.ndarray) else np.uint64(word & _MASK)
-        key = _mix((key ^ value) + np.uint64(_GOLDEN))
-    return key
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function, a bijection of uint64 in which each bit in changes half of the bits out."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

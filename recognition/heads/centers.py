@@ -9,8 +9,13 @@ Proven by tests/recognition/heads/test_centers.py.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from recognition.streams import stream_key, uniform
+
+_CENTERS = 0x63656E74657273  # keeps this use of a seed apart from others
 
 INITIAL_DEVIATION = 0.01
 """Standard deviation of a fresh centre's elements, the reference trainer's."""
@@ -23,30 +28,27 @@ def shard_range(num_classes: int, rank: int, world_size: int) -> tuple[int, int]
     return start, start + share + (rank < extra)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele et al., 2014) on int64, whose arithmetic wraps."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * (factor - (1 << 64))
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
 def initial_centers(seed: int, start: int, stop: int, size: int, device: torch.device | None = None) -> Tensor:
     """Fresh centres [stop − start, size] float32 ~ N(0, 0.01²), row j a pure function of (seed, class start + j).
 
-    So they do not depend on the number of ranks. Counter-based: splitmix64 of (seed, class, element) gives 24 bits
-    of a uniform number, the inverse error function makes them normal.
+    So they depend neither on the number of ranks nor on the device.
     """
-    centers = torch.empty(stop - start, size, device=device)
-    element = torch.arange(size, device=device, dtype=torch.int64)
-    key = int(_mix(torch.tensor(seed + 1, dtype=torch.int64)).item())
+    centers = torch.empty(stop - start, size)
     rows = max(1, (1 << 22) // size)
     for low in range(0, stop - start, rows):
         high = min(low + rows, stop - start)
-        label = torch.arange(start + low, start + high, device=device, dtype=torch.int64)
-        bits = _mix(_mix(label + key)[:, None] + element)
-        uniform = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 0.5) / (1 << 24)
-        centers[low:high] = torch.erfinv(2 * uniform - 1) * (math.sqrt(2) * INITIAL_DEVIATION)
-    return centers
+        label = np.arange(start + low, start + high, dtype=np.uint64)
+        centers[low:high] = normal(torch.from_numpy(uniform(stream_key(_CENTERS, seed, label), size)))
+    return centers.to(device)
+
+
+def normal(u: Tensor) -> Tensor:
+    """Uniform numbers k / 2^53, float64 in [0, 1), to normal ones of deviation 0.01, finite for every k.
+
+    The quantile function √2·erf⁻¹(2p − 1) at the middle of each of the 2^53 cells; p stays inside (0, 1) in float64.
+    """
+    p = (u + 2.0**-54).clamp(2.0**-54, 1 - 2.0**-53)
+    return torch.special.erfinv(2 * p - 1) * (math.sqrt(2) * INITIAL_DEVIATION)
 
 
 @dataclass(frozen=True)

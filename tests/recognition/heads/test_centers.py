@@ -1,9 +1,10 @@
 """Shards cover the classes, fresh centres do not depend on the ranks, the optimiser is torch's on the rows it gets."""
 
 import numpy as np
+import pytest
 import torch
 
-from recognition.heads.centers import RowSGD, initial_centers, shard_range
+from recognition.heads.centers import RowSGD, initial_centers, normal, shard_range
 
 
 def test_shards_are_contiguous_and_the_first_own_one_more():
@@ -25,6 +26,16 @@ def test_fresh_centers_are_normal_and_independent():
     assert abs((x**4).mean() - 3) < 0.02
     for a, b in ((x[:-1], x[1:]), (x[:, :-1], x[:, 1:])):
         assert abs((a * b).mean()) < 4 / np.sqrt(a.size)
+
+
+def test_the_ends_of_the_uniform_numbers_stay_finite_and_in_order():
+    """An infinite centre, one in 10^7 elements, would make every loss infinite."""
+    u = torch.tensor([0, 2.0**-53, 0.25, 0.5, 0.75, 1 - 2.0**-52, 1 - 2.0**-53], dtype=torch.float64)
+    x = normal(u)
+    assert torch.isfinite(x).all()
+    assert (x[1:] >= x[:-1]).all()
+    assert x[4].item() == pytest.approx(0.01 * 0.6744897501960817)
+    assert -0.09 < x[0].item() < -0.08
 
 
 def test_row_sgd_is_torch_sgd():
