@@ -23,19 +23,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from recognition.distributed import Ranks, gather_rows, max_over_ranks, reduce_scatter_rows, sum_over_ranks
 from recognition.heads.centers import RowSGD, initial_centers, shard_range
 from recognition.heads.margins import Margin, target_logit
+from recognition.memory import Injection, Memory, effective_centers, effective_gradient
+from recognition.streams import stream_key
+from recognition.vectors import unit, unit_gradient
+
+_NEGATIVES = 0x6E656761746976  # keeps this use of a seed apart from others
 
 SAFE_LOGIT = 70.0
 """Largest logit whose exponential, summed over 10^7 classes, float32 still holds: e^70 · 10^7 = 2.5e37 < 3.4e38."""
-
-SMALLEST_NORM = 1e-12
-"""A vector this short has no direction: its unit vector and its gradient are zero."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class HeadSettings:
 
     sample_rate: share of each shard's classes that a step uses; the classes present in the batch always are.
     momentum, weight_decay: of the centres' row-wise SGD.  lr_scale: their learning rate over the backbone's.
-    logit_bytes: memory that one tile of logits may take on a rank.
+    logit_bytes: memory that one tile of logits may take on a rank.  inject: what is mixed into the centres.
     """
 
     margin: Margin
@@ -53,6 +54,7 @@ class HeadSettings:
     weight_decay: float = 5e-4
     lr_scale: float = 1.0
     logit_bytes: int = 1 << 28
+    inject: Injection = Injection()  # noqa: RUF009 (frozen)
 
 
 class HeadStep(NamedTuple):
@@ -61,11 +63,14 @@ class HeadStep(NamedTuple):
     loss: scalar float32, the mean over the global batch, the same on all ranks.
     embedding_gradient: [b, d] float32, ∂loss/∂embedding of this rank's rows (it carries 1/B).
     finite: boolean scalar on the device, the same on all ranks. False: no centre was changed.
+    embedding, label: the global batch, [B, d] float32 and [B] int64, for `remember`.
     """
 
     loss: Tensor
     embedding_gradient: Tensor
     finite: Tensor
+    embedding: Tensor
+    label: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,13 @@ class Rows:
     index: Tensor | None
     column: Tensor
     count: int
+
+    def tile(self, low: int, high: int) -> Tensor | slice:
+        """What selects the used rows [low, high) from a tensor of the shard's rows."""
+        return slice(low, high) if self.index is None else self.index[low:high]
+
+
+_Tile = tuple[int, int, Tensor, Tensor]
 
 
 def pick_rows(local_label: Tensor, num_rows: int, sample_rate: float, generator: torch.Generator) -> Rows:
@@ -99,24 +111,11 @@ def pick_rows(local_label: Tensor, num_rows: int, sample_rate: float, generator:
     return Rows(index, torch.where(owned, column, -1), count)
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of x at unit length; rows shorter than SMALLEST_NORM become zero, those with a NaN stay NaN."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(norm <= SMALLEST_NORM, 0, x / norm.clamp_min(SMALLEST_NORM))
-
-
-def unit_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    """Gradient by x of a loss whose gradient by unit(x) is given: (g − (g·x̂)x̂) / ‖x‖. Zero where unit(x) is zero."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    x_hat = unit(x)
-    tangent = gradient - (gradient * x_hat).sum(dim=1, keepdim=True) * x_hat
-    return torch.where(norm <= SMALLEST_NORM, 0, tangent / norm.clamp_min(SMALLEST_NORM))
-
-
 class ShardedHead:
     """One rank's share of the classes: centres, their momentum, and the step that trains them.
 
     weight, velocity: [C_r, d] float32. product_dtype: of the matrix products; everything else is float32.
+    batch_size, start_step: of the run, for injection's age in samples and for when it starts.
     """
 
     def __init__(
@@ -127,6 +126,8 @@ class ShardedHead:
         ranks: Ranks,
         seed: int = 0,
         product_dtype: torch.dtype = torch.float32,
+        batch_size: int = 1,
+        start_step: int = 0,
     ) -> None:
         self.settings = settings
         self.num_classes = num_classes
@@ -137,16 +138,20 @@ class ShardedHead:
         self.optimizer = RowSGD(settings.momentum, settings.weight_decay)
         self.weight = initial_centers(seed, self.start, self.stop, embedding_size, ranks.device)
         self.velocity = torch.zeros_like(self.weight)
+        self.memory = None
+        if settings.inject.is_on:
+            rows = self.stop - self.start
+            self.memory = Memory(settings.inject, rows, embedding_size, ranks.device, batch_size, start_step)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors whose row j belongs to class start + j: what a checkpoint stores and another sharding cuts."""
-        return {"weight": self.weight, "velocity": self.velocity}
+        rows = {"weight": self.weight, "velocity": self.velocity}
+        return rows if self.memory is None else rows | {"memory": self.memory.rows, "stamp": self.memory.stamp}
 
     def rows(self, label: Tensor, step: int) -> Rows:
         """The rows of this step for the global batch's labels [B]: a pure function of (seed, step, rank, labels)."""
         generator = torch.Generator(label.device)
-        stream = np.random.SeedSequence((self.seed, step, self.ranks.rank)).generate_state(1, np.uint64)
-        generator.manual_seed(int(stream[0] >> 1))
+        generator.manual_seed(int(stream_key(_NEGATIVES, self.seed, step, self.ranks.rank)[0] >> 1))
         return pick_rows(label - self.start, len(self.weight), self.settings.sample_rate, generator)
 
     @torch.no_grad()
@@ -161,7 +166,7 @@ class ShardedHead:
         rows = self.rows(label, step)
         x_hat = unit(x).to(self.product_dtype)
 
-        total, peak, target_cosine, kept = self._first_pass(x_hat, rows)
+        total, peak, target_cosine, kept = self._first_pass(x_hat, rows, step)
         finite = torch.isfinite(total).all() & torch.isfinite(target_cosine).all()
         logit, slope = target_logit(target_cosine, self.settings.margin)
         # log Σ over negatives; −inf where a sample has none.
@@ -171,76 +176,112 @@ class ShardedHead:
         missing = torch.sigmoid(log_others - logit)
         log_z = torch.logaddexp(log_others, logit)
 
+        # 1/B is left to the float32 products: in half precision it would push small probabilities below the smallest
+        # number there is.
         x_hat_gradient = torch.zeros_like(x)
-        coefficient_of_target = -missing * slope / len(x)
-        for low, high, cosine in self._cosines(x_hat, rows, kept):
-            coefficient = self._coefficients(cosine, log_z, coefficient_of_target, rows.column - low)
-            centers = self._weight_rows(rows, low, high)
-            x_hat_gradient += (coefficient @ unit(centers).to(self.product_dtype)).float()
-            self._update(rows, low, high, unit_gradient((coefficient.T @ x_hat).float(), centers), lr, finite)
+        of_target = -missing * slope
+        for low, high, centers, cosine in self._tiles(x_hat, rows, step, kept):
+            coefficient = self._coefficients(cosine, log_z, of_target, rows.column - low)
+            x_hat_gradient += (coefficient @ centers.to(self.product_dtype)).float()
+            gradient = (coefficient.T @ x_hat).float() / len(x)
+            self._update(rows, low, high, self._weight_gradient(gradient, rows, low, high, step), lr, finite)
         own = slice(self.ranks.rank * len(embedding), (self.ranks.rank + 1) * len(embedding))
-        gradient = unit_gradient(reduce_scatter_rows(x_hat_gradient, self.ranks), x[own])
-        return HeadStep(loss, gradient, finite)
+        gradient = unit_gradient(reduce_scatter_rows(x_hat_gradient, self.ranks) / len(x), x[own])
+        return HeadStep(loss, gradient, finite, x, label)
 
-    def _first_pass(self, x_hat: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Per sample over all ranks: Σ_j≠y exp(logit_j − peak), peak, target cosine, each [B]; and cosines to keep."""
+    @torch.no_grad()
+    def remember(self, result: HeadStep, momentum_embedding: Tensor | None, step: int, good: Tensor) -> None:
+        """Write this step's samples into the memory, after everything that reads it.
+
+        momentum_embedding: [b, d] of this rank, where the injection asks for it.  good: boolean scalar on the device,
+        the same on all ranks; False writes nothing.
+        """
+        if self.memory is None:
+            return
+        inject = self.settings.inject
+        sources = {"online": result.embedding}
+        if momentum_embedding is not None:
+            sources["momentum"] = gather_rows(momentum_embedding.float(), self.ranks)
+        norm = torch.linalg.vector_norm(sources[getattr(inject, "norm_source", inject.source)], dim=1)
+        self.memory.write(sources[inject.source], norm, result.label - self.start, step, good)
+
+    def _first_pass(self, x_hat: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor, Tensor, _Tile | None]:
+        """Per sample over all ranks: Σ_j≠y exp(logit_j − peak), peak, target cosine, each [B]; and a tile to keep."""
         s = self.settings.margin.s
         sums = x_hat.new_zeros((len(x_hat), 2), dtype=torch.float32)
-        peak = sums.new_zeros(len(x_hat)) if s <= SAFE_LOGIT else self._peak(x_hat, rows)
+        peak = sums.new_zeros(len(x_hat)) if s <= SAFE_LOGIT else self._peak(x_hat, rows, step)
         kept = None
-        for low, high, cosine in self._cosines(x_hat, rows):
+        for tile in self._tiles(x_hat, rows, step):
+            low, high, _, cosine = tile
             mine, column = _targets_in(rows.column - low, high - low)
-            exponential = torch.exp(cosine * s - peak[:, None])
-            sums[mine, 1] = cosine[mine, column]
-            exponential[mine, column] = 0
-            sums[:, 0] += exponential.sum(dim=1)
-            kept = cosine if high - low == rows.count else None
+            sums[:, 1] += torch.where(mine, cosine.gather(1, column).squeeze(1), 0)
+            sums[:, 0] += _replaced(torch.exp(cosine * s - peak[:, None]), mine, column, 0).sum(dim=1)
+            kept = tile if high - low == rows.count else None
         sum_over_ranks(sums, self.ranks)
         return sums[:, 0], peak, sums[:, 1], kept
 
-    def _peak(self, x_hat: Tensor, rows: Rows) -> Tensor:
+    def _peak(self, x_hat: Tensor, rows: Rows, step: int) -> Tensor:
         """Largest logit of a negative over all ranks, [B]."""
         peak = x_hat.new_full((len(x_hat),), -self.settings.margin.s, dtype=torch.float32)
-        for low, high, cosine in self._cosines(x_hat, rows):
-            mine, column = _targets_in(rows.column - low, high - low)
-            cosine[mine, column] = -1
-            peak = torch.maximum(peak, cosine.amax(dim=1) * self.settings.margin.s)
+        for low, high, _, cosine in self._tiles(x_hat, rows, step):
+            negative = _replaced(cosine, *_targets_in(rows.column - low, high - low), -1)
+            peak = torch.maximum(peak, negative.amax(dim=1) * self.settings.margin.s)
         return max_over_ranks(peak, self.ranks)
 
-    def _cosines(self, x_hat: Tensor, rows: Rows, kept: Tensor | None = None) -> Iterator[tuple[int, int, Tensor]]:
-        """Tiles (low, high, cosine [B, T] float32) of the rows used; just `kept` when all were kept."""
+    def _tiles(self, x_hat: Tensor, rows: Rows, step: int, kept: _Tile | None = None) -> Iterator[_Tile]:
+        """Tiles of the rows used: low, high, effective centres [T, d], cosine [B, T]; just `kept` when there is one."""
         if kept is not None:
-            yield 0, rows.count, kept
+            yield kept
             return
         tile = max(1, self.settings.logit_bytes // (8 * len(x_hat)))
         for low in range(0, rows.count, tile):
             high = min(low + tile, rows.count)
-            centers = unit(self._weight_rows(rows, low, high)).to(self.product_dtype)
-            yield low, high, (x_hat @ centers.T).float().clamp_(-1, 1)
+            weight = self._weight_rows(rows, low, high)
+            centers = unit(weight)
+            if self.memory is not None:
+                where = rows.tile(low, high)
+                centers = effective_centers(
+                    weight, self.memory.rows[where], self.memory.fresh(where, step), self.settings.inject
+                )
+            cosine = x_hat @ centers.to(self.product_dtype).T
+            yield low, high, centers, cosine.float().clamp_(-1, 1)
 
     def _coefficients(self, cosine: Tensor, log_z: Tensor, of_target: Tensor, column: Tensor) -> Tensor:
-        """∂loss/∂cosine of one tile, [B, T] in product_dtype: p_j·s/B for negatives, `of_target` for targets."""
+        """B·∂loss/∂cosine of one tile, [B, T] in product_dtype: p_j·s for negatives, `of_target` for targets."""
         s = self.settings.margin.s
+        negative = cosine.mul(s).sub_(log_z[:, None]).exp_().mul_(s)
         mine, column = _targets_in(column, cosine.shape[1])
-        coefficient = cosine.mul(s).sub_(log_z[:, None]).exp_().mul_(s / len(cosine))
-        coefficient[mine, column] = of_target[mine]
-        return coefficient.to(self.product_dtype)
+        return _replaced(negative, mine, column, of_target).to(self.product_dtype)
+
+    def _weight_gradient(self, gradient: Tensor, rows: Rows, low: int, high: int, step: int) -> Tensor:
+        """∂loss/∂W of a tile from that by its effective centres, both [T, d] float32."""
+        weight = self._weight_rows(rows, low, high)
+        if self.memory is None:
+            return unit_gradient(gradient, weight)
+        where = rows.tile(low, high)
+        fresh = self.memory.fresh(where, step)
+        return effective_gradient(gradient, weight, self.memory.rows[where], fresh, self.settings.inject)
 
     def _weight_rows(self, rows: Rows, low: int, high: int) -> Tensor:
-        return self.weight[low:high] if rows.index is None else self.weight[rows.index[low:high]]
+        return self.weight[rows.tile(low, high)]
 
     def _update(self, rows: Rows, low: int, high: int, gradient: Tensor, lr: float, finite: Tensor) -> None:
-        lr = lr * self.settings.lr_scale
-        if rows.index is None:
-            self.optimizer.update(self.weight[low:high], self.velocity[low:high], gradient, lr, finite)
-            return
-        index = rows.index[low:high]
-        weight, velocity = self.weight[index], self.velocity[index]
-        self.optimizer.update(weight, velocity, gradient, lr, finite)
-        self.weight[index], self.velocity[index] = weight, velocity
+        where = rows.tile(low, high)
+        weight, velocity = self.weight[where], self.velocity[where]
+        self.optimizer.update(weight, velocity, gradient, lr * self.settings.lr_scale, finite)
+        if rows.index is not None:  # indexing by a tensor copied them; a slice is a view
+            self.weight[where], self.velocity[where] = weight, velocity
 
 
 def _targets_in(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Samples whose target lies in a tile of `width` rows, and its column there."""
-    mine = ((column >= 0) & (column < width)).nonzero().squeeze(1)
-    return mine, column[mine]
+    """Whether each sample's target lies in a tile of `width` rows, boolean [B], and a valid column [B, 1] there.
+
+    Fixed shapes: the host never has to know how many there are.
+    """
+    return (column >= 0) & (column < width), column.clamp(0, width - 1)[:, None]
+
+
+def _replaced(x: Tensor, mine: Tensor, column: Tensor, value: Tensor | float) -> Tensor:
+    """`x` [B, T] with `value` at the targets, in place: elsewhere the old element is written back."""
+    old = x.gather(1, column).squeeze(1)
+    return x.scatter_(1, column, torch.where(mine, value, old)[:, None])

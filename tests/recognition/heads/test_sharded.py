@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recognition.distributed import Ranks, gather_uneven_rows
 from recognition.heads.margins import ArcFace, Combined, CosFace, Margin, NormFace
-from recognition.heads.sharded import HeadSettings, Rows, ShardedHead, pick_rows, unit, unit_gradient
+from recognition.heads.sharded import HeadSettings, Rows, ShardedHead, pick_rows
 
 CLASSES, SIZE, BATCH = 37, 16, 8
 MARGIN_CASES = [ArcFace(), CosFace(), Combined(), NormFace(s=120.0), ArcFace(s=100.0)]
@@ -157,13 +157,6 @@ def test_zero_embedding_has_finite_gradient():
     assert result.finite
     assert torch.isfinite(result.embedding_gradient).all()
     assert (result.embedding_gradient[0] == 0).all()
-
-
-def test_unit_gradient_is_autograds():
-    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    gradient = torch.randn(6, 4, dtype=torch.float64)
-    unit(x).backward(gradient)
-    torch.testing.assert_close(unit_gradient(gradient, x.detach()), x.grad)
 
 
 def test_negatives_are_uniform_and_streams_differ_by_rank_and_step():

@@ -1,0 +1,203 @@
+"""The memory of one shard: a row a class, when it was written, and the effective centres that it makes.
+
+Convention: row j belongs to class start + j, as the centres' rows do. A memory row holds the last accepted sample of
+its class; it is mixed into the centre anew in every step, nothing is accumulated into the weights, and no gradient
+flows into it. Injection is local: beyond the gathered momentum embeddings nothing is communicated.
+
+    effective_centers   (W, M, fresh) → W̃             pure
+    effective_gradient  ∂L/∂W̃ → ∂L/∂W                  its adjoint
+    Memory              M, stamps, μ and σ of the norms; which rows are fresh; the write
+
+Shapes: B rows of the global batch, d embedding size, C_r classes of the shard, n rows of a tile.
+Proven by tests/recognition/test_memory.py and, in the whole step, tests/recognition/test_injection_step.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recognition.vectors import unit, unit_gradient
+
+SMALLEST_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Nothing is injected: W̃ = Ŵ. The settings below are shared by all kinds that inject.
+
+    strength: λ of eq. 6.  max_age: Δt, in optimiser steps; a row is fresh from 1 to Δt steps after it was written.
+    max_age_samples: Δt in samples seen instead, so that it survives a change of batch size.
+    start_epoch: whole or fractional epochs before the first injection; memory and statistics are kept from step 0.
+    source: whose embeddings are written, the momentum backbone's or the online one's.
+    momentum: γ of the momentum backbone, ξ ← γ·ξ + (1 − γ)·θ.  momentum_batch_norm: its BatchNorm runs in eval mode on
+    averaged statistics, or on the batch's.
+    duplicates: which of several samples of a class in one batch is kept, the last or the one with the largest weight.
+    """
+
+    strength: float = 0.0
+    max_age: int = 0
+    max_age_samples: int | None = None
+    start_epoch: float = 0.0
+    source: Literal["momentum", "online"] = "online"
+    momentum: float = 0.99
+    momentum_batch_norm: Literal["average", "train"] = "average"
+    duplicates: Literal["last", "hardest"] = "last"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is ever injected."""
+        return type(self) is not Injection
+
+    @property
+    def needs_momentum(self) -> bool:
+        """Whether the momentum backbone runs."""
+        return self.is_on and self.source == "momentum"
+
+
+@dataclass(frozen=True)
+class VPL(Injection):
+    """Every sample, at unit length, with a fixed share: W̃ = unit((1 − λ)·Ŵ + λ·x̂).
+
+    Deng et al., Variational Prototype Learning, CVPR 2021; λ, Δt and the online embedding as in its published
+    implementation, which starts after 8,000 steps (here an epoch to set for the data at hand).
+    """
+
+    strength: float = 0.15
+    max_age: int = 200
+    start_epoch: float = 1.0
+
+
+@dataclass(frozen=True)
+class QAFace(Injection):
+    """Recognisable samples, the worse the heavier: W̃ = unit(Ŵ + λ·f(z)·û), f(z) = exp(−z) for z ≥ −τ, else ignored.
+
+    "A Quality Aware Sample-to-Sample Comparison for Face Recognition", WACV 2023, eqs. 6 to 12.
+    tau: τ.  stat_momentum: α, the weight of the history in μ and σ.
+    norm_source: whose norm tells quality.  unrecognizable: samples with f = 0 are skipped, or overwrite with zero.
+    """
+
+    strength: float = 1.0
+    max_age: int = 1000
+    start_epoch: float = 4.0
+    source: Literal["momentum", "online"] = "momentum"
+    tau: float = 2.0
+    stat_momentum: float = 0.99
+    norm_source: Literal["momentum", "online"] = "momentum"
+    unrecognizable: Literal["skip", "zero"] = "skip"
+
+    @property
+    def needs_momentum(self) -> bool:
+        """Whether the momentum backbone runs."""
+        return "momentum" in (self.source, self.norm_source)
+
+
+INJECTIONS: dict[str, type[Injection]] = {"none": Injection, "vpl": VPL, "qaface": QAFace}
+
+
+def _mix(w_hat: Tensor, memory: Tensor, injection: Injection) -> tuple[Tensor, float]:
+    """The sum before it is brought to unit length, and the share of Ŵ in it."""
+    share = 1 - injection.strength if isinstance(injection, VPL) else 1.0
+    return share * w_hat + injection.strength * memory, share
+
+
+def effective_centers(weight: Tensor, memory: Tensor, fresh: Tensor, injection: Injection) -> Tensor:
+    """W̃ of rows [n, d] float32: the mix where `fresh` [n], elsewhere the plain unit centre to the bit."""
+    w_hat = unit(weight)
+    mixed, _ = _mix(w_hat, memory, injection)
+    return torch.where(fresh[:, None], unit(mixed), w_hat)
+
+
+def effective_gradient(
+    gradient: Tensor, weight: Tensor, memory: Tensor, fresh: Tensor, injection: Injection
+) -> Tensor:
+    """∂L/∂W [n, d] from ∂L/∂W̃, through both normalisations; the memory is a constant."""
+    mixed, share = _mix(unit(weight), memory, injection)
+    through_mix = share * unit_gradient(gradient, mixed)
+    return unit_gradient(torch.where(fresh[:, None], through_mix, gradient), weight)
+
+
+class Memory:
+    """One shard's memory rows and their stamps, and the statistics of the norms, which are the same on all ranks.
+
+    rows: [C_r, d] float32.  stamp: [C_r] int64, the step of the last write, −1 for never.
+    statistics: [3] float32: μ, σ, and whether there have been any (0 or 1).
+    seen: figures of the last write for the log, [4] float32: samples, unrecognisable, unusable, sum of weights.
+    """
+
+    def __init__(self, injection: Injection, num_rows: int, size: int, device: torch.device, batch_size: int,
+                 start_step: int) -> None:
+        self.injection = injection
+        self.start_step = start_step
+        samples = injection.max_age_samples
+        self.max_age = injection.max_age if samples is None else samples // batch_size
+        self.rows = torch.zeros(num_rows, size, device=device)
+        self.stamp = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
+        self.statistics = torch.zeros(3, device=device)
+        self.seen = torch.zeros(4, device=device)
+
+    def fresh(self, index: Tensor | slice, step: int) -> Tensor:
+        """Whether rows are injected in this step, boolean [n]: written, 1 ≤ step − stamp ≤ Δt, injection started."""
+        stamp = self.stamp[index]
+        age = step - stamp
+        started = step >= self.start_step and self.injection.strength != 0
+        return (stamp >= 0) & (age >= 1) & (age <= self.max_age) & started
+
+    @torch.no_grad()
+    def write(self, embedding: Tensor, norm: Tensor, local_label: Tensor, step: int, good: Tensor) -> None:
+        """Remember this step's samples, after the centres were read.
+
+        embedding: [B, d], the ones to remember.  norm: [B], the quality proxy.  local_label: [B] int64, label − start;
+        rows of other ranks lie outside [0, C_r).  good: boolean scalar; False changes nothing.
+        """
+        embedding, norm = embedding.float(), norm.float()
+        length = torch.linalg.vector_norm(embedding, dim=1)
+        usable = torch.isfinite(length) & (length > 0) & torch.isfinite(norm)
+        weight = torch.ones_like(norm)
+        if isinstance(self.injection, QAFace):
+            self._update_statistics(norm, good)
+            weight = torch.where(usable, quality_weight(norm, self.statistics, self.injection.tau), 0)
+        recognisable = usable & (weight > 0)
+        figures = (len(norm), (usable & ~recognisable).sum(), (~usable).sum(), weight[recognisable].sum())
+        self.seen = torch.stack([torch.as_tensor(v, device=norm.device, dtype=torch.float32) for v in figures])
+        zeroes = isinstance(self.injection, QAFace) and self.injection.unrecognizable == "zero"
+        writes = (usable if zeroes else recognisable) & (local_label >= 0) & (local_label < len(self.rows)) & good
+        order = weight if self.injection.duplicates == "hardest" else None
+        winner = last_of_each(local_label, writes, order)
+        row = local_label[winner]
+        self.rows[row] = unit(embedding[winner]) * weight[winner, None]
+        self.stamp[row] = step
+
+    def _update_statistics(self, norm: Tensor, good: Tensor) -> None:
+        """μ ← α·μ + (1 − α)·mean, σ likewise (eqs. 8 and 9), over the finite norms; the first batch sets both."""
+        assert isinstance(self.injection, QAFace)
+        finite = torch.isfinite(norm)
+        count = finite.sum().clamp_min(1)
+        mean = torch.where(finite, norm, 0).double().sum() / count
+        spread = (torch.where(finite, norm.double() - mean, 0).square().sum() / count).sqrt()
+        batch = torch.stack([mean, spread.clamp_min(SMALLEST_DEVIATION), torch.ones_like(mean)]).float()
+        alpha = self.injection.stat_momentum
+        history = torch.where(self.statistics[2] > 0, alpha * self.statistics + (1 - alpha) * batch, batch)
+        history[1].clamp_min_(SMALLEST_DEVIATION)
+        torch.where(good & finite.any(), history, self.statistics, out=self.statistics)
+
+
+def quality_weight(norm: Tensor, statistics: Tensor, tau: float) -> Tensor:
+    """f(z) = exp(−z) where z = (norm − μ)/σ ≥ −τ, else 0 (eqs. 10 and 11); float32 [B]."""
+    z = (norm.float() - statistics[0]) / statistics[1]
+    return torch.where(z >= -tau, torch.exp(-z), 0)
+
+
+def last_of_each(label: Tensor, candidate: Tensor, order: Tensor | None = None) -> Tensor:
+    """Index of one candidate for each label, in no particular order: the last, or the last with the largest `order`.
+
+    label: [B] int64.  candidate: boolean [B].  A fixed rule whatever the device: stable sorts, never a race.
+    """
+    index = candidate.nonzero().squeeze(1)
+    if order is not None:
+        index = index[order[index].sort(stable=True).indices]
+    grouped = label[index].sort(stable=True)
+    is_last = torch.ones_like(grouped.values, dtype=torch.bool)
+    is_last[:-1] = grouped.values[1:] != grouped.values[:-1]
+    return index[grouped.indices[is_last]]

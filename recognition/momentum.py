@@ -1,0 +1,44 @@
+"""The momentum backbone: a slow copy of the backbone whose embeddings are remembered.
+
+ξ ← γ·ξ + (1 − γ)·θ after every step that was taken, parameters and BatchNorm's running statistics alike; counters are
+copied. It never receives a gradient and runs in eval mode.
+Proven by tests/recognition/test_momentum.py.
+"""
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class MomentumBackbone:
+    """A copy of `online` that follows it. batch_norm "train": normalises by the batch instead of its statistics."""
+
+    def __init__(
+        self, online: nn.Module, decay: float, batch_norm: Literal["average", "train"] = "average"
+    ) -> None:
+        self.decay = decay
+        self.module = copy.deepcopy(online).requires_grad_(False).train(batch_norm == "train")
+        pairs: list[tuple[Tensor, Tensor]] = [*zip(self.module.parameters(), online.parameters(), strict=True)]
+        buffers = [*zip(self.module.buffers(), online.buffers(), strict=True)]
+        if batch_norm == "train":  # its own forward keeps its statistics
+            buffers = []
+        pairs += [(mine, theirs) for mine, theirs in buffers if mine.is_floating_point()]
+        self._mine = [mine for mine, _ in pairs]
+        self._online = [theirs for _, theirs in pairs]
+        self._counters = [(mine, theirs) for mine, theirs in buffers if not mine.is_floating_point()]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Embeddings [b, d] without gradient."""
+        return self.module(image)
+
+    @torch.no_grad()
+    def update(self, good: Tensor) -> None:
+        """Follow the online backbone by one step; `good` (boolean scalar on the device) False changes nothing."""
+        step = good.to(self._mine[0].dtype) * (1 - self.decay)
+        # A scalar tensor as weight: the kernel reads it on the device, the host need not know it.
+        torch._foreach_lerp_(self._mine, self._online, step)  # type: ignore[call-overload]
+        for mine, theirs in self._counters:
+            torch.where(good, theirs, mine, out=mine)
