@@ -6,7 +6,6 @@ model file is somebody else's work: sizes and types are checked before the first
 weights in other files may name only plain files beside or below it. Proven by tests/eval/test_embed.py.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from recognition.cpus import available_cpus
 from recognition.errors import CheckpointError, NumericsError
 
 IMAGE_SIZE = 112
@@ -46,7 +46,7 @@ def load_embedder(model: str | Path, threads: int | None = None, device: str = "
         CheckpointError: missing, damaged, of other sizes than expected, or with weights where they must not be.
     """
     model = Path(model)
-    threads = threads or _available_cpus()
+    threads = threads or available_cpus()
     if model.suffix == ".onnx":
         return OnnxEmbedder(model, threads)
     return TorchEmbedder(model, threads, device)
@@ -221,10 +221,6 @@ def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> No
     if len(bad):
         shown = ", ".join(names[i] if names else f"image {i}" for i in bad[:5])
         raise NumericsError(f"{len(bad)} of {len(embeddings)} embeddings are not finite: {shown}")
-
-
-def _available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

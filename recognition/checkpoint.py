@@ -24,6 +24,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recognition.distributed import Ranks, all_values, from_first
+from recognition.distributed import Ranks, all_values, fail_together, from_first
 from recognition.errors import CheckpointError
 
 FORMAT = 1
@@ -43,10 +44,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saved:
-    """One verified save. state: the plain numbers that were saved with it."""
+    """One verified save. state: the plain numbers that were saved with it. row_files: names, in order of classes."""
 
     folder: Path
     state: dict[str, Any]
+    row_files: list[str]
 
     def replicated(self) -> dict[str, Tensor]:
         """The tensors that are the same on all ranks, by name, on the CPU."""
@@ -55,14 +57,15 @@ class Saved:
     def rows(self, start: int, stop: int) -> dict[str, Tensor]:
         """Rows [start, stop) of every row tensor, by name, on the CPU, from the files that hold them."""
         parts: dict[str, list[Tensor]] = {}
-        for path in sorted(self.folder.glob("rows-*")):
-            low, high = map(int, ROWS.fullmatch(path.name).groups())  # type: ignore[union-attr]
-            if low >= stop or high <= start:
+        for file_name in self.row_files:
+            low, high = _range(file_name)
+            first = min(max(start, low), high)
+            last = max(min(stop, high), first)
+            if first == last and parts:  # one file is always opened, for the names and widths
                 continue
-            with safe_open(path, framework="pt") as file:
+            with safe_open(self.folder / file_name, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    part = file.get_slice(name)[max(start, low) - low : min(stop, high) - low]
-                    parts.setdefault(name, []).append(part)
+                    parts.setdefault(name, []).append(file.get_slice(name)[first - low : last - low])
         rows = {name: torch.cat(pieces) for name, pieces in parts.items()}
         for name, value in rows.items():
             if len(value) != stop - start:
@@ -137,7 +140,10 @@ def prune(folder: Path, keep: int) -> None:
     saves = sorted(folder.glob("step-*"))
     if saves and not problems(saves[-1]):
         for old in saves[:-keep]:
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except OSError as error:
+                log.warning("%s: an old checkpoint cannot be removed: %s", old, error)
 
 
 def problems(folder: Path) -> list[str]:
@@ -152,6 +158,9 @@ def problems(folder: Path) -> list[str]:
         strange = [name for name in files if name not in (STATE, REPLICATED) and not ROWS.fullmatch(name)]
         if strange:
             return [f"{MANIFEST} names {strange[0]!r}"]
+        bounds = [_range(name) for name in _row_files(files)]
+        if not bounds or bounds[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(bounds)):
+            return [f"{MANIFEST}: the row files do not cover the classes from 0 without gaps"]
         return [
             f"{name} is {'missing' if not (folder / name).is_file() else 'damaged'}"
             for name, facts in files.items()
@@ -167,24 +176,32 @@ def _newest_good(folder: Path) -> Saved | str | None:
     for save_folder in saves:
         wrong = problems(save_folder)
         if not wrong:
-            return Saved(save_folder, json.loads((save_folder / STATE).read_text()))
+            files = json.loads((save_folder / MANIFEST).read_text())["files"]
+            return Saved(save_folder, json.loads((save_folder / STATE).read_text()), _row_files(files))
         passed_over.append(f"{save_folder}: {'; '.join(wrong)}")
         log.warning("not a good checkpoint, trying the one before: %s", passed_over[-1])
     return "no checkpoint verifies: " + " | ".join(passed_over) if saves else None
 
 
+def _range(name: str) -> tuple[int, int]:
+    """Classes [start, stop) of a row file."""
+    start, stop = name.removesuffix(".safetensors").split("-")[1:]
+    return int(start), int(stop)
+
+
+def _row_files(files: Mapping[str, Any]) -> list[str]:
+    return sorted((name for name in files if ROWS.fullmatch(name)), key=_range)
+
+
 def _together(action: Callable[[], dict[str, Any]], what: str, ranks: Ranks) -> dict[str, Any]:
     """Run an action on all ranks and join their results; if it fails on any, CheckpointError on all."""
+    outcome, failure = {}, None
     try:
-        outcome: dict[str, Any] | str = action()
+        outcome = action()
     except (OSError, SafetensorError) as error:
-        outcome = f"{what} on rank {ranks.rank}: {error}"
-    joined: dict[str, Any] = {}
-    for other in all_values(outcome, ranks):
-        if isinstance(other, str):
-            raise CheckpointError(other)
-        joined.update(other)
-    return joined
+        failure = CheckpointError(f"{what} on rank {ranks.rank}: {error}")
+    fail_together(failure, ranks)
+    return {name: value for other in all_values(outcome, ranks) for name, value in other.items()}
 
 
 def _facts(path: Path) -> dict[str, Any]:

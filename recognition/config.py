@@ -11,10 +11,12 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from recognition.data.plan import Augmentation
 from recognition.errors import SettingsError
 from recognition.heads.margins import MARGINS, ArcFace, Margin
 from recognition.heads.sharded import HeadSettings
+from recognition.memory import INJECTIONS, Injection
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
 
@@ -99,11 +102,16 @@ class Config:
         return Path(self.output) / self.name
 
 
-VARIANTS: dict[type, dict[str, type]] = {Margin: {name: kind for name, (kind, _) in MARGINS.items()}}
+VARIANTS: dict[type, dict[str, type]] = {
+    Margin: {name: kind for name, (kind, _) in MARGINS.items()},
+    Injection: dict(INJECTIONS),
+}
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
 
-FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.reader", "data.threads")
-"""Settings that do not change what is trained, so that a run may go on with other values."""
+FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.reader",
+                  "data.threads", "head.logit_bytes")
+"""Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
+fingerprint, not by its place."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -273,9 +281,17 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {plain_old.get(name)} → {plain_new.get(name)}"
         for name in sorted(plain_old.keys() | plain_new.keys())
-        if plain_old.get(name) != plain_new.get(name)
-        and not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
+        if plain_old.get(name) != plain_new.get(name) and not _is_free(name)
     ]
+
+
+def decisive_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide what is trained: they are the same on all ranks."""
+    return {name: value for name, value in settings_of(config).items() if not _is_free(name)}
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
 
 
 def _type_problems(settings: Any, prefix: str = "") -> list[str]:
@@ -311,10 +327,10 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 def _value_problems(config: Config) -> list[str]:
     """Values of the right type that no run can have. Comparisons are written so that NaN fails them."""
-    c = config
+    c, inject = config, config.head.inject
     rules: list[tuple[str, Any, Callable[[Any], bool], str]] = [
         ("name", c.name, lambda v: bool(v) and v == Path(v).name and not v.startswith("."), "a plain folder name"),
-        ("seed", c.seed, lambda v: 0 <= v < 1 << 63, "0 ≤ seed < 2^63"),
+        ("seed", c.seed, lambda v: 0 <= v < 1 << 62, "0 ≤ seed < 2^62"),
         ("batch_size", c.batch_size, lambda v: v >= 1, "at least 1"),
         ("epochs", c.epochs, lambda v: 0 < v < 1e6, "above 0"),
         ("timeout_seconds", c.timeout_seconds, lambda v: 1 <= v < 1e7, "at least 1"),
@@ -325,14 +341,22 @@ def _value_problems(config: Config) -> list[str]:
         ("head.weight_decay", c.head.weight_decay, lambda v: 0 <= v < 1, "0 ≤ weight decay < 1"),
         ("head.lr_scale", c.head.lr_scale, lambda v: 0 <= v < 1e6, "0 or more"),
         ("head.logit_bytes", c.head.logit_bytes, lambda v: v >= 1 << 16, "at least 65536"),
-        ("head.margin.s", c.head.margin.s, lambda v: 0 < v <= 1000, "above 0, at most 1000"),
+        ("head.margin.s", c.head.margin.s, lambda v: 0.01 <= v <= 1000, "0.01 to 1000"),
+        ("head.margin.m", getattr(c.head.margin, "m", 0.0), lambda v: 0 <= v < 3, "0 to 3"),
+        ("head.inject.strength", inject.strength, lambda v: 0 <= v <= 100, "0 to 100"),
+        ("head.inject.max_age", inject.max_age, lambda v: v >= 0, "0 or more (steps)"),
+        ("head.inject.max_age_samples", inject.max_age_samples, lambda v: v is None or v >= 0, "0 or more, or none"),
+        ("head.inject.start_epoch", inject.start_epoch, lambda v: 0 <= v < 1e6, "0 or more"),
+        ("head.inject.momentum", inject.momentum, lambda v: 0 <= v <= 1, "0 to 1"),
+        ("head.inject.tau", getattr(inject, "tau", 0.0), lambda v: abs(v) <= 100, "−100 to 100"),
+        ("head.inject.stat_momentum", getattr(inject, "stat_momentum", 0.0), lambda v: 0 <= v <= 1, "0 to 1"),
         ("optimizer.lr", c.optimizer.lr, lambda v: 0 < v < 1e6, "above 0"),
         ("optimizer.momentum", c.optimizer.momentum, lambda v: 0 <= v < 1, "0 ≤ momentum < 1"),
         ("optimizer.weight_decay", c.optimizer.weight_decay, lambda v: 0 <= v < 1, "0 ≤ weight decay < 1"),
         ("optimizer.clip_norm", c.optimizer.clip_norm, lambda v: v is None or v > 0, "above 0, or none"),
         ("schedule.warmup_epochs", c.schedule.warmup_epochs, lambda v: 0 <= v < c.epochs, f"0 to {c.epochs} (epochs)"),
-        ("schedule.milestones", c.schedule.milestones, lambda v: all(a < b for a, b in zip((0, *v), v, strict=False)),
-         "rising numbers of epochs"),
+        ("schedule.milestones", c.schedule.milestones, lambda v: all(a < b for a, b in pairwise((0, *v, c.epochs))),
+         f"rising numbers of epochs below {c.epochs}"),
         ("schedule.factor", c.schedule.factor, lambda v: 0 < v <= 1, "above 0, at most 1"),
         ("schedule.power", c.schedule.power, lambda v: 0 < v <= 10, "above 0, at most 10"),
         ("evaluation.every_epochs", c.evaluation.every_epochs, lambda v: 0 <= v < 1e6, "0 or more"),
@@ -342,4 +366,10 @@ def _value_problems(config: Config) -> list[str]:
         ("log.every_steps", c.log.every_steps, lambda v: v >= 1, "at least 1"),
     ]
     problems = [f"{name}: {value!r}; expected {hint}" for name, value, good, hint in rules if not good(value)]
+    named = {name for name, *_ in rules}
+    problems += [
+        f"{name}: {value!r}; expected a finite number"
+        for name, value in settings_of(config).items()
+        if isinstance(value, float) and not math.isfinite(value) and name not in named
+    ]
     return problems + backbones.mistakes(c.backbone)

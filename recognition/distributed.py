@@ -11,7 +11,6 @@ Proven by tests/recognition/test_distributed.py on 1, 2 and 4 processes.
 
 import inspect
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from recognition.errors import SettingsError
+from recognition.errors import SettingsError, TrainerError
 
 CPU = torch.device("cpu")
 
@@ -55,7 +54,12 @@ def start(timeout_seconds: float) -> Ranks:
         return Ranks(device=torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    on_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and torch.cuda.device_count() < local_world_size:
+        raise SettingsError(
+            f"{local_world_size} ranks on this machine but {torch.cuda.device_count()} GPUs: set NPROC to at most that "
+            'many, or CUDA_VISIBLE_DEVICES="" to train on the CPU'
+        )
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -119,25 +123,15 @@ def max_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
     return x
 
 
-def average_buffers(buffers: Iterable[Tensor], ranks: Ranks) -> None:
-    """Replace floating-point buffers (BatchNorm's running statistics) by their mean over ranks, in one all-reduce.
-
-    Integer buffers (`num_batches_tracked`) count the same on every rank and stay.
-    """
-    moving = [buffer for buffer in buffers if buffer.is_floating_point()]
-    if ranks.world_size == 1 or not moving:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in moving])
-    flat = sum_over_ranks(flat, ranks).div_(ranks.world_size)
-    for buffer, mean in zip(moving, flat.split([buffer.numel() for buffer in moving]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
-
-
-def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
+def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
     """Wrap a backbone so that its gradients are SUMMED over ranks while the backward runs.
 
     Each rank's gradient already carries 1/B of the global batch, so nothing is divided. Parameters and buffers start
-    as rank 0's. Buffers are not broadcast each step: `average_buffers` does better.
+    as rank 0's. Buffers are not exchanged each step: recognition.batch_statistics does better.
+
+    example: an input. DDP lays its buckets anew after the first backward, and another layout sums in another order:
+    a run that went on from a checkpoint would differ in the last bits from one that was not stopped. One backward
+    ahead of training, without effect, makes both begin with the final layout.
     """
     if ranks.group is None or ranks.world_size == 1:
         return module
@@ -150,6 +144,11 @@ def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
         **without_sync,
     )
     replica.register_comm_hook(ranks.group, _sum_hook)
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    replica(example).sum().mul(0).backward()
+    replica.zero_grad(set_to_none=False)
+    for buffer, before in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(before)
     return replica
 
 
@@ -176,16 +175,24 @@ def all_values(value: Any, ranks: Ranks) -> list[Any]:
     return values
 
 
-def require_same(what: str, value: str, ranks: Ranks) -> None:
-    """Raise SettingsError on every rank when `value` differs between ranks, naming the ranks that differ."""
-    values = all_values(value, ranks)
-    different = [rank for rank, other in enumerate(values) if other != values[0]]
+def require_same(what: str, values: dict[str, Any], ranks: Ranks) -> None:
+    """Raise SettingsError on every rank when `values` differ between ranks, naming what differs and where."""
+    everywhere = all_values(values, ranks)
+    different = [
+        f"{name}: {other.get(name)} on rank {rank}, {everywhere[0].get(name)} on rank 0"
+        for rank, other in enumerate(everywhere)
+        for name in sorted(other.keys() | everywhere[0].keys())
+        if other.get(name) != everywhere[0].get(name)
+    ]
     if different:
-        other = values[different[0]]
-        raise SettingsError(f"{what} of ranks {different} differ from rank 0's: {other} ≠ {values[0]}")
+        raise SettingsError(f"{what} of the ranks differ: {'; '.join(different)}")
 
 
-def wait_for_all(ranks: Ranks) -> None:
-    """Return when every rank has come here."""
-    if ranks.group is not None:
-        dist.barrier(group=ranks.group)
+def fail_together(failure: TrainerError | None, ranks: Ranks) -> None:
+    """Raise on all ranks the failure that any of them brings (None: it has none), the lowest rank's first.
+
+    So a rank that cannot go on does not leave the others waiting for it.
+    """
+    for found in all_values(failure, ranks):
+        if found is not None:
+            raise found

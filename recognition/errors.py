@@ -47,20 +47,24 @@ class DistributedError(TrainerError):
     status = 6
 
 
+def debugging() -> bool:
+    """Whether tracebacks of known failures are wanted."""
+    return os.environ.get("DEBUG", "") not in ("", "0")
+
+
 def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> None:
     """Run a command's `main` on its arguments and leave the process with its exit status.
 
     A TrainerError becomes one line on standard error and its own status. A closed pipe ends quietly.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = os.environ.get("DEBUG", "") not in ("", "0")
     if "--debug" in arguments:
         arguments.remove("--debug")
-        debug = True
+        os.environ["DEBUG"] = "1"  # the environment takes it to the ranks that a command starts
     try:
         sys.exit(main(arguments) or 0)
     except TrainerError as error:
-        if debug:
+        if debugging():
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)

@@ -28,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recognition.config import find_sets, load, read_file
+from recognition.cpus import available_cpus
 from recognition.errors import DistributedError, SettingsError, run_command
 from recognition.finish import finish
 
@@ -43,7 +44,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE",
                         help="replace a setting")
     parser.add_argument("--fresh", action="store_true", help="put an earlier run of this name aside and start over")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(list(arguments))
     config = load(options.config, options.overrides)
     nodes, node_rank, local_ranks = (_environment(*v) for v in (("NNODES", 1), ("NODE_RANK", 0), ("NPROC", _ranks())))
@@ -83,8 +83,7 @@ def put_aside(folder: Path) -> None:
 
 def launch(command: Sequence[str], nodes: int, node_rank: int, local_ranks: int) -> int:
     """Run `python COMMAND` on all ranks of this node; 0, or the exit status of what went wrong."""
-    cores = os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // local_ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // local_ranks)))
     # Batches of images are large: malloc would give each back to the system and fetch it anew, page by page.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 31))
@@ -112,25 +111,25 @@ def _launch_config(nodes: int, node_rank: int, local_ranks: int) -> LaunchConfig
 
 
 def _cause(failures: Path, error: ChildFailedError) -> int:
-    """Print why the ranks failed, each cause once, and return its status.
+    """Print why the ranks failed, the cause alone and once, and return its status.
 
-    A known cause (2 to 5) goes before a rank that ended without a word, and that before the ranks that lost it.
+    A known cause (2 to 5) goes first, then the earliest fault; a rank that ended without a word goes before the ranks
+    that merely lost it.
     """
     paths = failures.glob("rank-*.json")
     notes = {int(path.stem.removeprefix("rank-")): json.loads(path.read_text()) for path in paths}
-    status = min((note["status"] for note in notes.values()), default=DistributedError.status)
     silent = {rank: failure.exitcode for rank, failure in error.failures.items() if rank not in notes}
     ended = {rank: code for rank, code in silent.items() if code not in (0, 130, -signal.SIGTERM)}
-    if status == DistributedError.status and ended:
-        rank, code = min(ended.items())
-        killed = " (killed; out of memory?)" if code == -signal.SIGKILL else ""
-        raise DistributedError(f"rank {rank} ended with status {code} and left no reason{killed}")
-    if not notes:
+    if not notes and not ended:
         return 130 if 130 in silent.values() else 128 + signal.SIGTERM
-    causes = {note["message"]: note["traceback"] for _, note in sorted(notes.items()) if note["status"] == status}
-    for message, trace in causes.items():
-        print(f"{trace}error: {message}", file=sys.stderr)
-    return status
+    if notes:
+        cause = min(notes.values(), key=lambda note: (note["status"] == DistributedError.status, note["time"]))
+        if cause["status"] != DistributedError.status or not (ended and cause["lost_peer"]):
+            print(f"{cause['traceback']}error: {cause['message']}", file=sys.stderr)
+            return int(cause["status"])
+    rank, code = min(ended.items())
+    killed = " (killed; out of memory?)" if code == -signal.SIGKILL else ""
+    raise DistributedError(f"rank {rank} ended with status {code} and left no reason{killed}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
 
-from recognition.distributed import Ranks
+from recognition.distributed import Ranks, fail_together
+from recognition.errors import CheckpointError, SettingsError
 
 logger = logging.getLogger("recognition")
 
@@ -35,23 +36,38 @@ class _ConsoleHandler(logging.Handler):
 class RunLog:
     """The log of one run on one rank; all methods do nothing on the others."""
 
-    def __init__(self, folder: Path, ranks: Ranks, start_step: int, total_steps: int, tensorboard: bool) -> None:
-        self.is_first = ranks.is_first
-        if not self.is_first:
-            logger.setLevel(logging.ERROR)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._handlers: list[logging.Handler] = [logging.FileHandler(folder / "train.log"), _ConsoleHandler()]
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        """Open train.log in `folder`, which is made; SettingsError on all ranks when rank 0 cannot."""
+        self.is_first, self.folder = ranks.is_first, folder
+        self._handlers: list[logging.Handler] = []
+        self._metrics: TextIO | None = None
+        self._board: Any = None
+        self._bar: tqdm | None = None
+        failure = None
+        try:
+            if self.is_first:
+                self._open()
+        except OSError as error:
+            failure = SettingsError(f"the run's folder {folder} cannot be written: {error}")
+        fail_together(failure, ranks)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._handlers = [logging.FileHandler(self.folder / "train.log"), _ConsoleHandler()]
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        self._metrics = _continue_lines(folder / "metrics.jsonl", start_step).open("a")
-        self._board = None
+
+    def begin(self, start_step: int, total_steps: int, tensorboard: bool) -> None:
+        """Open the metrics where the run goes on, after `start_step` steps, and the progress bar."""
+        if not self.is_first:
+            return
+        self._metrics = _continue_lines(self.folder / "metrics.jsonl", start_step).open("a")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only where it is used
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05
         )
@@ -60,7 +76,7 @@ class RunLog:
 
     def advance(self) -> None:
         """Count one step."""
-        if self.is_first:
+        if self._bar is not None:
             self._bar.update()
 
     def restart_clock(self, step: int) -> None:
@@ -70,7 +86,7 @@ class RunLog:
 
     def steps(self, step: int, epoch: float, batch_size: int, values: dict[str, float]) -> None:
         """Log the figures of `step` (counted from 1) and the rate since the last logged step."""
-        if not self.is_first:
+        if self._bar is None:
             return
         rate = (step - self._since_step) * batch_size / max(time.perf_counter() - self._since, 1e-9)
         values = values | {"images_per_second": rate}
@@ -98,33 +114,40 @@ class RunLog:
                         score["accuracy_std"])
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(_without_nan(entry), allow_nan=False) + "\n")
-        self._metrics.flush()
+        assert self._metrics is not None
+        try:
+            self._metrics.write(json.dumps(_without_nan(entry), allow_nan=False) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / 'metrics.jsonl'}: cannot be written: {error}") from error
 
     def close(self) -> None:
         """Finish the bar and the files."""
-        if not self.is_first:
-            return
-        self._bar.close()
-        self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        for part in (self._bar, self._metrics, self._board):
+            if part is not None:
+                part.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
 
 
 def _continue_lines(path: Path, last_step: int) -> Path:
-    """Drop lines of steps after `last_step` and a line that a crash cut short."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            break
-    path.write_text("".join(kept))
+    """Drop lines of steps after `last_step` and lines that a crash cut short; the file is replaced in one piece."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= last_step]
+    if kept != lines:
+        whole = path.with_suffix(".jsonl.new")
+        whole.write_text("".join(kept))
+        whole.replace(path)
     return path
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinite when it is none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _without_nan(value: Any) -> Any:

@@ -64,10 +64,11 @@ class BackboneOptimizer:
                 self.torch.state[parameter].update(step=count, exp_avg=zeros, exp_avg_sq=zeros.clone())
 
     @torch.no_grad()
-    def step(self, lr: float, finite: Tensor) -> Tensor:
-        """Take one step with the gradients present and clear them; return the gradient's norm (scalar, unscaled).
+    def step(self, lr: float, finite: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step with the gradients present and clear them.
 
         finite: boolean scalar on the device. False, or a gradient that is not finite, changes no parameter.
+        Returns the gradient's norm (scalar, unscaled) and whether the step was taken (boolean scalar).
         """
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / self.scale
@@ -86,9 +87,11 @@ class BackboneOptimizer:
         self.torch.zero_grad(set_to_none=False)
         if self.scaled:
             # An unusable loss says nothing about the scale: only an overflow of the backward halves it.
-            overflow = (finite & bad).float()
-            torch._amp_update_scale_(self.scale, self.good_steps, overflow, 2.0, 0.5, GROWTH_INTERVAL)
-        return norm
+            scale, good_steps = self.scale.clone(), self.good_steps.clone()
+            torch._amp_update_scale_(scale, good_steps, bad.float(), 2.0, 0.5, GROWTH_INTERVAL)
+            torch.where(finite, scale, self.scale, out=self.scale)
+            torch.where(finite, good_steps, self.good_steps, out=self.good_steps)
+        return norm, ~bad
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of the state by name, for a checkpoint; load by copying into them."""

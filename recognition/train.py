@@ -9,8 +9,10 @@ Started by recognition.launch, one process a rank. Proven by tests/recognition/t
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,20 +27,28 @@ from eval.during_training import Verifier
 from recognition import checkpoint, distributed
 from recognition.backbones import build
 from recognition.backbones.model_file import save_model
-from recognition.config import Config, changes, find_sets, load, settings_of
+from recognition.batch_statistics import BatchStatistics
+from recognition.config import Config, changes, decisive_settings, find_sets, load, settings_of
+from recognition.cpus import available_cpus
 from recognition.data.batch import Batch, normalise
 from recognition.data.dataset import RecordDataset, open_dataset
 from recognition.data.loader import Loader, make_loader
-from recognition.data.plan import Plan
+from recognition.data.plan import IMAGE_SIDE, Plan
 from recognition.distributed import Ranks
-from recognition.errors import DistributedError, NumericsError, SettingsError, TrainerError
+from recognition.errors import CheckpointError, DistributedError, NumericsError, SettingsError, TrainerError, debugging
 from recognition.heads.sharded import ShardedHead
 from recognition.log import RunLog, logger, provenance
+from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.schedule import learning_rates
+from recognition.streams import stream_key
 
 BAD_STEPS_IN_A_ROW = 3
 """So many steps that are not finite, one after the other, end the run."""
+
+SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+_DROPOUT = 0x64726F706F7574  # keeps this use of the seed apart from others
 
 
 @dataclass
@@ -56,6 +66,8 @@ class Run:
     replica: nn.Module
     head: ShardedHead
     optimizer: BackboneOptimizer
+    statistics: BatchStatistics
+    momentum: MomentumBackbone | None
     bad_steps: Tensor
     step: int = 0
     best: float = -1.0
@@ -69,8 +81,11 @@ class Run:
     def is_due(self, every_epochs: float) -> bool:
         """Whether something that happens every so many epochs, and at the end, happens after this step; 0: never."""
         interval = every_epochs * self.plan.steps_per_epoch
-        passed = interval > 0 and int(self.step / interval) > int((self.step - 1) / interval)
-        return passed or (interval > 0 and self.step == len(self.rates))
+        if interval <= 0:
+            return False
+        # 1e-9: 6 / (0.2 · 30) must not be 0.999…
+        passed = int(self.step / interval + 1e-9) > int((self.step - 1) / interval + 1e-9)
+        return passed or self.step == len(self.rates)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,13 +103,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(config: Config, ranks: Ranks) -> Run:
     """Train to the end of the schedule, from the newest checkpoint if the run's folder has one."""
-    run = assemble(config, ranks)
-    resume(run)
-    verifier = Verifier(find_sets(config), config.evaluation.degrade, ranks)
-    total = len(run.rates)
-    log = RunLog(config.folder, ranks, run.step, total, config.log.tensorboard)
-    with contextlib.closing(log):
+    with contextlib.closing(RunLog(config.folder, ranks)) as log:
+        run = assemble(config, ranks)
+        resume(run)
+        total = len(run.rates)
+        log.begin(run.step, total, config.log.tensorboard)
         begin(run)
+        while_training = config.evaluation.every_epochs > 0
+        verifier = Verifier(find_sets(config) if while_training else [], config.evaluation.degrade, ranks)
         with contextlib.closing(run.loader.batches(run.step, total)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 lr = float(run.rates[run.step])
@@ -112,6 +128,8 @@ def train(config: Config, ranks: Ranks) -> Run:
                 if run.is_due(config.checkpoint.every_epochs):
                     save(run)
                     log.restart_clock(run.step)
+        if ranks.is_first:  # also where a stop came between the last checkpoint and this file
+            save_backbone(run, "model_last.pt")
         logger.info("trained: step %d, epoch %.2f", run.step, run.epoch)
     return run
 
@@ -120,28 +138,39 @@ def train_step(run: Run, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
     """One optimiser step on all ranks; loss of the global batch and the backbone's gradient norm, on the device."""
     seed_step(run)
     image = normalise(batch.image)
+    statistics = run.statistics.remember()
     with torch.autocast(run.ranks.device.type, run.product_dtype, enabled=run.product_dtype != torch.float32):
+        momentum_embedding = run.momentum(image) if run.momentum else None
         embedding = run.replica(image)
-    loss, gradient, finite = run.head.step(embedding, batch.label, run.step, lr)
-    embedding.backward(gradient.to(embedding.dtype) * run.optimizer.scale)
-    gradient_norm = run.optimizer.step(lr, finite)
-    distributed.average_buffers(run.backbone.buffers(), run.ranks)
-    run.bad_steps = torch.where(finite, 0, run.bad_steps + 1)
+    result = run.head.step(embedding, batch.label, run.step, lr)
+    embedding.backward((result.embedding_gradient * run.optimizer.scale).to(embedding.dtype))
+    gradient_norm, taken = run.optimizer.step(lr, result.finite)
+    run.statistics.settle(statistics, result.finite)
+    if run.momentum:
+        run.momentum.update(taken)
+    run.head.remember(result, momentum_embedding, run.step, taken)
+    # An overflow of the scaled backward is no fault: the scale is looking for its level.
+    in_a_row = torch.where(result.finite if run.optimizer.scaled else taken, 0, run.bad_steps[0] + 1)
+    run.bad_steps = torch.stack([in_a_row, torch.maximum(in_a_row, run.bad_steps[1])])
     run.step += 1
-    return loss, gradient_norm
+    return result.loss, gradient_norm
 
 
 def assemble(config: Config, ranks: Ranks) -> Run:
     """Build every part from the settings. Raises SettingsError and DataError before anything is trained."""
     dataset = open_dataset(config.data.root)
-    what = {**settings_of(config), "data": dataset.fingerprint()}
-    distributed.require_same("the settings or the data", json.dumps(what, sort_keys=True), ranks)
+    decisive = {"data": dataset.fingerprint(), **decisive_settings(config)}
+    distributed.require_same("the settings or the data", decisive, ranks)
     plan = Plan(
         dataset.num_images, config.batch_size, ranks.rank, ranks.world_size, config.seed, config.data.augmentation
     )
-    threads = config.data.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    rates = learning_rates(config.schedule, config.optimizer.lr, config.epochs, plan.steps_per_epoch)
+    if not len(rates):
+        raise SettingsError(f"epochs: {config.epochs} of {plan.steps_per_epoch} steps are no step at all")
+    threads = config.data.threads or max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     product_dtype = choose_precision(config.precision, ranks.device)
-    size = config.backbone.embedding_size
+    inject, size = config.head.inject, config.backbone.embedding_size
+    start_step = math.ceil(inject.start_epoch * plan.steps_per_epoch)
     torch.manual_seed(config.seed)
     backbone = build(config.backbone).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Run(
@@ -150,13 +179,17 @@ def assemble(config: Config, ranks: Ranks) -> Run:
         dataset,
         plan,
         make_loader(config.data.reader, dataset, plan, ranks.device, threads),
-        learning_rates(config.schedule, config.optimizer.lr, config.epochs, plan.steps_per_epoch),
+        rates,
         product_dtype,
         backbone,
-        distributed.replicate(backbone, ranks),
-        ShardedHead(config.head, dataset.num_classes, size, ranks, config.seed, product_dtype),
+        distributed.replicate(backbone, ranks, torch.zeros(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=ranks.device)),
+        ShardedHead(
+            config.head, dataset.num_classes, size, ranks, config.seed, product_dtype, config.batch_size, start_step
+        ),
         BackboneOptimizer(config.optimizer, backbone.named_parameters(), scaled=product_dtype == torch.float16),
-        bad_steps=torch.zeros((), dtype=torch.int32, device=ranks.device),
+        BatchStatistics(backbone, ranks),
+        MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm) if inject.needs_momentum else None,
+        bad_steps=torch.zeros(2, dtype=torch.int32, device=ranks.device),
     )
 
 
@@ -164,6 +197,8 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
     """The type of matrix products: what `precision` says, or the best that the device has."""
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if setting in named:
+        if setting == "fp32":  # cuDNN's convolutions would use TF32, which is not that
+            torch.backends.cudnn.allow_tf32 = False
         return named[setting]
     if device.type != "cuda":
         return torch.float32
@@ -172,16 +207,14 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
 
 def seed_step(run: Run) -> None:
     """Seed torch's default generator (dropout) for this step and rank: there is no random state to save."""
-    words = np.random.SeedSequence((run.config.seed, run.step, run.ranks.rank)).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0] >> 1))
+    torch.manual_seed(int(stream_key(_DROPOUT, run.config.seed, run.step, run.ranks.rank)[0] >> 1))
 
 
 def begin(run: Run) -> None:
     """Say what is trained and leave config.json in the run's folder."""
     config, ranks, head = run.config, run.ranks, run.head
-    if ranks.is_first:
-        record = {"settings": settings_of(config), "data": run.dataset.fingerprint(), **provenance()}
-        (config.folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
+    if ranks.is_first and run.step < len(run.rates):
+        record_start(run)
     logger.info("run %s: %d images of %d identities from %s", config.folder, run.dataset.num_images,
                 run.dataset.num_classes, config.data.root)
     logger.info("%s, %.2f M parameters; %s; %d ranks on %s; %s; batch %d; classes a rank ≤ %d",
@@ -192,11 +225,25 @@ def begin(run: Run) -> None:
                 type(run.loader).__name__)
 
 
+def record_start(run: Run) -> None:
+    """Write config.json: settings, data, commit and versions of the start; of each going on, its step and commit."""
+    path = run.config.folder / "config.json"
+    record = {"settings": settings_of(run.config), "data": run.dataset.fingerprint(), **provenance()}
+    if run.step and path.exists():
+        first = json.loads(path.read_text())
+        gone_on = [*first.get("gone_on", []), {"step": run.step, **provenance()}]
+        record = first | {"settings": settings_of(run.config), "gone_on": gone_on}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def replicated_state(run: Run) -> dict[str, Tensor]:
     """The tensors that are the same on all ranks, by name; loading copies into them."""
-    return {f"backbone.{name}": tensor for name, tensor in run.backbone.state_dict().items()} | {
-        f"optimizer.{name}": tensor for name, tensor in run.optimizer.state().items()
-    }
+    parts = {"backbone": run.backbone.state_dict(), "optimizer": run.optimizer.state()}
+    if run.momentum:
+        parts["momentum"] = run.momentum.module.state_dict()
+    if run.head.memory:
+        parts["memory"] = {"statistics": run.head.memory.statistics}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def save(run: Run) -> None:
@@ -205,7 +252,7 @@ def save(run: Run) -> None:
     state = {
         "best": run.best,
         "scores": run.scores,
-        "bad_steps": int(run.bad_steps),
+        "bad_steps": run.bad_steps.tolist(),
         "data": run.dataset.fingerprint(),
         "settings": settings_of(config),
     }
@@ -243,34 +290,46 @@ def resume(run: Run) -> None:
             f"{run.config.folder} holds a run with other settings; give another --set name=…, or --fresh to put it "
             "aside:\n  " + "\n  ".join(different)
         )
-    stored = saved.replicated()
-    with torch.no_grad():
-        for name, tensor in replicated_state(run).items():
-            tensor.copy_(stored[name])
-        for name, rows in saved.rows(run.head.start, run.head.stop).items():
-            run.head.state()[name].copy_(rows)
+    restore(replicated_state(run), saved.replicated(), saved.folder)
+    restore(run.head.state(), saved.rows(run.head.start, run.head.stop), saved.folder)
     run.step, run.best, run.scores = saved.state["step"], saved.state["best"], saved.state["scores"]
-    run.bad_steps.fill_(saved.state["bad_steps"])
+    run.bad_steps.copy_(torch.tensor(saved.state["bad_steps"]))
+
+
+@torch.no_grad()
+def restore(tensors: dict[str, Tensor], stored: dict[str, Tensor], folder: Path) -> None:
+    """Copy stored tensors into those of the same names. CheckpointError when names or shapes are others."""
+    strange = sorted(
+        name for name in tensors.keys() | stored.keys()
+        if name not in stored or name not in tensors or stored[name].shape != tensors[name].shape
+    )
+    if strange:
+        raise CheckpointError(f"{folder}: does not fit this run: {', '.join(strange[:3])} ({len(strange)} in all)")
+    for name, tensor in tensors.items():
+        tensor.copy_(stored[name])
 
 
 def stop_on_bad_steps(run: Run) -> None:
-    """End a run that no longer learns anything: the host looks only where it logs."""
-    if int(run.bad_steps) >= BAD_STEPS_IN_A_ROW:
-        raise NumericsError(f"step {run.step}: the loss was not finite in the last {int(run.bad_steps)} steps")
+    """End a run that no longer learns anything; the device counts, the host looks where it logs."""
+    most = int(run.bad_steps[1])
+    if most >= BAD_STEPS_IN_A_ROW:
+        raise NumericsError(f"by step {run.step}, {most} steps in a row had a loss or a gradient that is not finite")
 
 
 def report_failure(error: Exception) -> int:
     """Leave a failure's line and status where the launcher reads them, at once; return the status."""
-    rank, unexpected = os.environ.get("RANK", "0"), ""
+    rank, expected = os.environ.get("RANK", "0"), isinstance(error, TrainerError)
+    trace = "" if expected and not debugging() else "".join(traceback.format_exception(error))
+    lost_peer = not expected and any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER)
     if not isinstance(error, TrainerError):
-        unexpected = "".join(traceback.format_exception(error))
-        error = DistributedError(f"rank {rank}: {type(error).__name__}: {error}")
+        error = DistributedError(f"rank {rank}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
     folder = os.environ.get("RUN_FAILURES")
     if folder:
-        note = {"status": error.status, "message": str(error), "traceback": unexpected}
+        note = {"status": error.status, "message": str(error), "traceback": trace, "lost_peer": lost_peer,
+                "time": time.time()}
         Path(folder, f"rank-{rank}.json").write_text(json.dumps(note))
     else:
-        print(f"{unexpected}error: {error}", file=sys.stderr)
+        print(f"{trace}error: {error}", file=sys.stderr)
     return error.status
 
 

@@ -115,6 +115,11 @@ class RankPool:
         assert not failures, "\n".join(failures)
         return [answer for _, answer in answers]
 
+    def kill(self) -> None:
+        """End the processes without a word."""
+        for process in self.processes:
+            process.kill()
+
     def close(self) -> None:
         for pipe in self.pipes:
             pipe.send(None)
@@ -136,7 +141,11 @@ def on_ranks() -> Iterator[Callable[..., list[Any]]]:
             return [function(Ranks(), *arguments)]
         if world_size not in pools:
             pools[world_size] = RankPool(world_size)
-        return pools[world_size](function, *arguments)
+        try:
+            return pools[world_size](function, *arguments)
+        except BaseException:
+            pools.pop(world_size).kill()  # its group may be out of step: the next test gets a new one
+            raise
 
     yield run
     for pool in pools.values():

@@ -42,7 +42,7 @@ def test_nothing_saved_is_none(tmp_path):
     assert checkpoint.latest(tmp_path / "absent", Ranks()) is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest", "no manifest", "stray name"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest", "no manifest", "stray name", "no rows"])
 def test_damage_falls_back_to_the_save_before(tmp_path, damage):
     _save(Ranks(), str(tmp_path), 1)
     _save(Ranks(), str(tmp_path), 2)
@@ -62,7 +62,10 @@ def test_damage_falls_back_to_the_save_before(tmp_path, damage):
         manifest.unlink()
     else:
         content = json.loads(manifest.read_text())
-        content["files"]["../../x"] = {}
+        if damage == "no rows":
+            del content["files"][rows.name]
+        else:
+            content["files"]["../../x"] = {}
         manifest.write_text(json.dumps(content))
     assert checkpoint.problems(newest)
     saved = checkpoint.latest(tmp_path, Ranks())

@@ -64,6 +64,7 @@ def run(tmp_path, small_set):
     return start
 
 
+@pytest.mark.timeout(600)
 def test_whole_chain_and_going_on(run):
     first = run()
     assert first.returncode == 0, first.stderr
@@ -126,6 +127,8 @@ def test_one_rank_that_fails_ends_all_and_is_named(run, action, status, said):
     result = run(more=CRASH.format(action=action))
     assert result.returncode == status, result.stderr
     assert said in result.stderr
+    assert result.stderr.count("error:") == 1
+    assert "closed by peer" not in result.stderr
 
 
 def test_fresh_puts_the_old_run_aside_without_deleting(tmp_path):

@@ -29,7 +29,7 @@ def _run(kind: str, clip: float | None, scale: float, steps: int = 4) -> tuple[l
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or torch.inf)
         reference.step()
         reference.zero_grad()
-        assert optimizer.step(0.1, torch.tensor(True)).item() == pytest.approx(norm.item(), rel=1e-5)
+        assert optimizer.step(0.1, torch.tensor(True))[0].item() == pytest.approx(norm.item(), rel=1e-5)
     return list(ours.parameters()), list(theirs.parameters())
 
 
@@ -66,6 +66,7 @@ def test_scale_halves_on_overflow_of_the_backward_only():
     (module(torch.ones(2, 4)).sum() * torch.inf).backward()
     optimizer.step(0.1, torch.tensor(False))
     assert optimizer.scale.item() == scale
+    assert optimizer.good_steps.item() == 0
     (module(torch.ones(2, 4)).sum() * torch.inf).backward()
     optimizer.step(0.1, torch.tensor(True))
     assert optimizer.scale.item() == scale / 2
