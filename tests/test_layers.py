@@ -8,10 +8,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # First match counts; a folder stands for all of its files.
 LAYERS = [
-    (0, ["recognition/errors.py"]),
-    (1, ["recognition/distributed.py", "recognition/schedule.py", "recognition/heads/margins.py",
+    (0, ["recognition/errors.py", "recognition/cpus.py"]),
+    (1, ["recognition/distributed.py", "recognition/schedule.py", "recognition/streams.py", "recognition/vectors.py",
+         "recognition/heads/margins.py",
          "recognition/data/recordio.py", "eval/metrics.py", "eval/safe_pickle.py"]),
-    (2, ["recognition/heads", "recognition/backbones", "recognition/data", "recognition/optimizer.py"]),
+    (2, ["recognition/heads", "recognition/backbones", "recognition/data", "recognition/optimizer.py",
+         "recognition/memory.py", "recognition/momentum.py", "recognition/batch_statistics.py"]),
     (3, ["recognition/config.py"]),
     (5, ["recognition/train.py", "recognition/launch.py", "recognition/finish.py", "tools", "configs", "benchmarks"]),
     (4, ["recognition", "eval"]),
