@@ -33,12 +33,14 @@ def small(images: np.ndarray) -> np.ndarray:
 
 
 def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [p], the first components [p, 128] and their standard deviations [128]."""
+    """Mean [p], the first components [p, 128] and their standard deviations [128], from rows [n, p] with n < p."""
     mean = rows.mean(axis=0)
-    covariance = np.cov(rows - mean, rowvar=False)
-    values, vectors = np.linalg.eigh(covariance)
-    order = np.argsort(values)[::-1][:COMPONENTS]
-    return mean, vectors[:, order].astype(np.float32), np.sqrt(values[order]).astype(np.float32)
+    centred = rows - mean
+    # The eigenvectors of the n × n Gram matrix give those of the p × p covariance, which is larger.
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    values, vectors = values[::-1][:COMPONENTS], vectors[:, ::-1][:, :COMPONENTS]
+    components = centred.T @ (vectors / np.sqrt(values))
+    return mean, components.astype(np.float32), np.sqrt(values / (len(rows) - 1)).astype(np.float32)
 
 
 def baselines(training_set: str) -> dict[str, Embed]:
