@@ -124,6 +124,7 @@ class Memory:
     rows: [C_r, d] float32.  stamp: [C_r] int64, the step of the last write, −1 for never.
     statistics: [3] float32: μ, σ, and whether there have been any (0 or 1).
     seen: figures of the last write for the log, [4] float32: samples, unrecognisable, unusable, sum of weights.
+    injected: samples of the last step whose own class on this shard was injected, scalar.
     """
 
     def __init__(self, injection: Injection, num_rows: int, size: int, device: torch.device, batch_size: int,
@@ -136,6 +137,7 @@ class Memory:
         self.stamp = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
         self.statistics = torch.zeros(3, device=device)
         self.seen = torch.zeros(4, device=device)
+        self.injected = torch.zeros((), device=device)
 
     def fresh(self, index: Tensor | slice, step: int) -> Tensor:
         """Whether rows are injected in this step, boolean [n]: written, 1 ≤ step − stamp ≤ Δt, injection started."""
@@ -145,6 +147,21 @@ class Memory:
         return (stamp >= 0) & (age >= 1) & (age <= self.max_age) & started
 
     @torch.no_grad()
+    def totals(self, weight: Tensor, step: int, rows_at_once: int = 1 << 16) -> Tensor:
+        """Over this shard: fresh rows, Σ ‖λM‖/‖Ŵ‖ and Σ angle(Ŵ, W̃) in degrees over them, all rows; float64 [4]."""
+        total = torch.zeros(4, dtype=torch.float64, device=weight.device)
+        total[3] = len(weight)
+        for low in range(0, len(weight), rows_at_once):
+            part = slice(low, low + rows_at_once)
+            fresh = self.fresh(part, step)
+            w_hat = unit(weight[part])
+            cosine = (w_hat * effective_centers(weight[part], self.rows[part], fresh, self.injection)).sum(dim=1)
+            angle = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+            ratio = self.injection.strength * torch.linalg.vector_norm(self.rows[part], dim=1)
+            total[:3] += torch.stack([fresh.sum(), (ratio * fresh).sum(), (angle * fresh).sum()]).double()
+        return total
+
+    @torch.no_grad()
     def write(self, embedding: Tensor, norm: Tensor, local_label: Tensor, step: int, good: Tensor) -> None:
         """Remember this step's samples, after the centres were read.
 
@@ -152,6 +169,9 @@ class Memory:
         rows of other ranks lie outside [0, C_r).  good: boolean scalar; False changes nothing.
         """
         embedding, norm = embedding.float(), norm.float()
+        owned = (local_label >= 0) & (local_label < len(self.rows))
+        if len(self.rows):
+            self.injected = (owned & self.fresh(local_label.clamp(0, len(self.rows) - 1), step)).sum().float()
         length = torch.linalg.vector_norm(embedding, dim=1)
         usable = torch.isfinite(length) & (length > 0) & torch.isfinite(norm)
         weight = torch.ones_like(norm)
@@ -162,7 +182,7 @@ class Memory:
         figures = (len(norm), (usable & ~recognisable).sum(), (~usable).sum(), weight[recognisable].sum())
         self.seen = torch.stack([torch.as_tensor(v, device=norm.device, dtype=torch.float32) for v in figures])
         zeroes = isinstance(self.injection, QAFace) and self.injection.unrecognizable == "zero"
-        writes = (usable if zeroes else recognisable) & (local_label >= 0) & (local_label < len(self.rows)) & good
+        writes = (usable if zeroes else recognisable) & owned & good
         order = weight if self.injection.duplicates == "hardest" else None
         winner = last_of_each(local_label, writes, order)
         row = local_label[winner]

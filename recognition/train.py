@@ -118,6 +118,7 @@ def train(config: Config, ranks: Ranks) -> Run:
                 log.advance()
                 if run.step % config.log.every_steps == 0 or run.step == total:
                     figures = {"loss": loss.item(), "lr": lr, "gradient_norm": gradient_norm.item()}
+                    figures |= run.head.injection_figures(run.step)
                     log.steps(run.step, run.epoch, config.batch_size, figures)
                     stop_on_bad_steps(run)
                 if run.is_due(config.evaluation.every_epochs):

@@ -205,6 +205,31 @@ class ShardedHead:
         norm = torch.linalg.vector_norm(sources[getattr(inject, "norm_source", inject.source)], dim=1)
         self.memory.write(sources[inject.source], norm, result.label - self.start, step, good)
 
+    def injection_figures(self, step: int) -> dict[str, float]:
+        """What injection does, for the log, over all ranks; empty without it. A collective: all ranks call it.
+
+        norm_mean, norm_deviation: μ and σ.  unrecognizable, unusable: shares of the last batch with f = 0, and with an
+        embedding that is zero or not finite.  mean_weight: of the others.  fresh: share of all classes;
+        memory_ratio: mean ‖λM‖/‖Ŵ‖ and center_angle: mean degrees from Ŵ to W̃, over fresh classes.
+        injected_positives: share of the last batch whose own class was injected.
+        """
+        if self.memory is None:
+            return {}
+        last = torch.stack([self.memory.injected.double(), *self.memory.totals(self.weight, step)])
+        injected, fresh, ratio, angle, rows = sum_over_ranks(last, self.ranks).tolist()
+        samples, unrecognizable, unusable, weight = self.memory.seen.tolist()
+        figures = {
+            "unrecognizable": unrecognizable / max(samples, 1),
+            "unusable": unusable / max(samples, 1),
+            "mean_weight": weight / max(samples - unrecognizable - unusable, 1),
+            "fresh": fresh / max(rows, 1),
+            "memory_ratio": ratio / max(fresh, 1),
+            "center_angle": angle / max(fresh, 1),
+            "injected_positives": injected / max(samples, 1),
+        }
+        mean, deviation, _ = self.memory.statistics.tolist()
+        return {"norm_mean": mean, "norm_deviation": deviation, **figures}
+
     def _first_pass(self, x_hat: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor, Tensor, _Tile | None]:
         """Per sample over all ranks: Σ_j≠y exp(logit_j − peak), peak, target cosine, each [B]; and a tile to keep."""
         s = self.settings.margin.s

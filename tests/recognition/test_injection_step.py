@@ -247,3 +247,34 @@ def test_without_effect_is_the_plain_margin_to_the_bit(on_ranks, world, off):
         for before, after in zip(one, other, strict=True):
             for name in before:
                 np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def _figures(ranks: Ranks) -> dict[str, float]:
+    """Figures of a state that is written out by hand: classes 0 and 4 fresh, 7 stale, one sample of each."""
+    head = _head(ranks, QAFace(strength=0.5, max_age=3), 1.0)
+    assert head.memory is not None
+    unit_weight = head.weight / head.weight.norm(dim=1, keepdim=True)
+    for label, stamp in ((0, 9), (4, 8), (7, 2)):
+        row = label - head.start
+        if 0 <= row < len(head.weight):
+            orthogonal = torch.roll(unit_weight[row], 1)
+            orthogonal -= (orthogonal @ unit_weight[row]) * unit_weight[row]
+            head.memory.rows[row] = 2 * orthogonal / orthogonal.norm()
+            head.memory.stamp[row] = stamp
+    head.memory.start_step = 0
+    head.memory.statistics.copy_(torch.tensor([10.0, 2.0, 1.0]))
+    head.memory.injection = dataclasses.replace(head.memory.injection, stat_momentum=1.0)
+    norm = torch.tensor([10.0, 12.0, 3.0, 0.0])
+    embedding = torch.eye(SIZE)[:4] * norm[:, None]
+    head.memory.write(embedding, norm, torch.tensor([0, 7, 4, 1]) - head.start, 10, torch.tensor(False))
+    return head.injection_figures(10)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_figures_for_the_log(on_ranks, world):
+    for figures in on_ranks(world, _figures):
+        assert figures == pytest.approx({
+            "norm_mean": 10, "norm_deviation": 2, "unrecognizable": 1 / 4, "unusable": 1 / 4,
+            "mean_weight": (1 + np.exp(-1)) / 2, "fresh": 2 / CLASSES, "memory_ratio": 1.0, "center_angle": 45.0,
+            "injected_positives": 2 / 4,
+        }, rel=1e-5)
