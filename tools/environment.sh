@@ -33,6 +33,11 @@ if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
     say "the active environment lacks packages of requirements.txt or Python 3.11; using .venv instead"
 fi
 
+# Two processes, or two nodes on a shared file system, must not make it at the same time.
+if command -v flock >/dev/null; then
+    exec 9> .venv.lock
+    flock 9
+fi
 wanted=$(cksum < requirements.txt)
 if [[ -x .venv/bin/python && -f .venv/requirements.cksum && $(cat .venv/requirements.cksum) == "$wanted" ]]; then
     echo "$PWD/.venv/bin/python"
