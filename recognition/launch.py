@@ -87,7 +87,8 @@ def launch(command: Sequence[str], nodes: int, node_rank: int, local_ranks: int)
     # Batches of images are large: malloc would give each back to the system and fetch it anew, page by page.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 31))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it would add its own tables to what is said here
     with tempfile.TemporaryDirectory(prefix="run-failures-") as failures:
         os.environ["RUN_FAILURES"] = failures
         try:
@@ -95,7 +96,9 @@ def launch(command: Sequence[str], nodes: int, node_rank: int, local_ranks: int)
         except ChildFailedError as error:
             return _cause(Path(failures), error)
         except SignalException as error:
-            return 128 + (error.sigval.value if isinstance(error.sigval, signal.Signals) else int(error.sigval))
+            number = signal.Signals(error.sigval)
+            print(f"stopped by {number.name}; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 128 + number.value
     return 0
 
 

@@ -1,10 +1,14 @@
 """run.sh from outside: the whole chain on a small set, and the exit status of each kind of failure."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +54,27 @@ def run(tmp_path, small_set):
     root = tmp_path / "a set"
     shutil.copytree(small_set, root)
 
-    def start(*arguments: str, more: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    def begin(*arguments: str, more: str = "", **environment: str) -> subprocess.Popen[str]:
         config = tmp_path / "a config.py"
         config.write_text(CONFIG.format(output=str(tmp_path / "the runs"), root=str(root), more=more))
         clean = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "MASTER_PORT", "DEBUG")}
         active = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.run(
-            ["bash", str(ROOT / "run.sh"), str(config), *arguments], capture_output=True, text=True, cwd=tmp_path,
-            timeout=240, check=False, env=clean | active | {"NPROC": "2", "OMP_NUM_THREADS": "1"} | environment,
+        return subprocess.Popen(
+            ["bash", str(ROOT / "run.sh"), str(config), *arguments], text=True, cwd=tmp_path, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=clean | active | {"NPROC": "2", "OMP_NUM_THREADS": "1"} | environment,
         )
 
+    def start(*arguments: str, more: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        process = begin(*arguments, more=more, **environment)
+        try:
+            output, errors = process.communicate(timeout=240)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # nothing of a run outlives its test
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    start.begin = begin
     start.root, start.folder = root, tmp_path / "the runs" / "small"
     return start
 
@@ -129,6 +144,30 @@ def test_one_rank_that_fails_ends_all_and_is_named(run, action, status, said):
     assert said in result.stderr
     assert result.stderr.count("error:") == 1
     assert "closed by peer" not in result.stderr
+
+
+@pytest.mark.timeout(400)
+def test_interrupted_run_goes_on_from_its_checkpoint(run):
+    """As Ctrl-C does: a signal to the whole process group, in the middle of training."""
+    arguments = ["--set", "epochs=40", "evaluation.every_epochs=0", "evaluation.degrade="]
+    process = run.begin(*arguments)
+    saves = run.folder / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(saves.glob("step-*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "goes on from the last checkpoint" in errors
+    assert "Traceback" not in errors
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    started_from = int(re.findall(r"from step (\d+)", again.stdout)[-1])
+    assert 0 < started_from < 240
+    steps = [json.loads(line)["step"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 240
 
 
 def test_fresh_puts_the_old_run_aside_without_deleting(tmp_path):
