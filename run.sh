@@ -4,7 +4,8 @@
 #   bash run.sh [CONFIG] [--set a.b=VALUE ...] [--fresh] [--debug]
 #
 # CONFIG           a file of configs/ (default: configs/demo.py); the same command goes on where it stopped
-# --set a.b=VALUE  replace settings, e.g. --set epochs=10 optimizer.lr=0.05 (all of them: recognition/config.py)
+# --set a.b=VALUE  replace settings, e.g. --set epochs=10 optimizer.lr=0.05 (all of them: recognition/config.py);
+#                  relative paths in settings count from the checkout
 # --fresh          put an earlier run of this name aside and start over
 # --debug          show tracebacks
 #
@@ -24,9 +25,11 @@ for argument in "$@"; do
 done
 arguments=("$@")
 # A config is found from where the user stands, and everything else from the checkout.
-if [[ ${#arguments[@]} -gt 0 && -f ${arguments[0]} ]]; then
-    arguments[0]=$(cd "$(dirname "${arguments[0]}")" && pwd)/$(basename "${arguments[0]}")
-fi
+for i in "${!arguments[@]}"; do
+    if [[ ${arguments[i]} == *.py && -f ${arguments[i]} ]]; then
+        arguments[i]=$(cd "$(dirname "${arguments[i]}")" && pwd)/$(basename "${arguments[i]}")
+    fi
+done
 cd "$root"
 python=$(bash tools/environment.sh)
 exec "$python" -m recognition.launch ${arguments[@]+"${arguments[@]}"}

@@ -104,6 +104,7 @@ def save(
             own[REPLICATED] = replicated
         for name, tensors in own.items():
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, unfinished / name)
+            (unfinished / name).chmod(0o644)  # safetensors' own is the owner's alone
         return {name: _facts(unfinished / name) for name in own}
 
     def publish() -> dict[str, Any]:

@@ -262,6 +262,8 @@ def find_sets(config: Config) -> list[Path]:
     Raises SettingsError that lists all that are missing.
     """
     found, missing = [], []
+    if not Path(config.data.root).exists():
+        raise SettingsError(f"data.root: no such folder: {Path(config.data.root).absolute()}")
     for name in config.evaluation.sets:
         places = [Path(name), Path(config.data.root) / name, Path(config.data.root) / f"{name}.bin"]
         place = next((p for p in places if p.is_file()), None)
@@ -354,7 +356,8 @@ def _value_problems(config: Config) -> list[str]:
         ("optimizer.momentum", c.optimizer.momentum, lambda v: 0 <= v < 1, "0 ≤ momentum < 1"),
         ("optimizer.weight_decay", c.optimizer.weight_decay, lambda v: 0 <= v < 1, "0 ≤ weight decay < 1"),
         ("optimizer.clip_norm", c.optimizer.clip_norm, lambda v: v is None or v > 0, "above 0, or none"),
-        ("schedule.warmup_epochs", c.schedule.warmup_epochs, lambda v: 0 <= v < c.epochs, f"0 to {c.epochs} (epochs)"),
+        ("schedule.warmup_epochs", c.schedule.warmup_epochs, lambda v: 0 <= v < c.epochs or not c.epochs > 0,
+         f"below epochs ({c.epochs})"),
         ("schedule.milestones", c.schedule.milestones, lambda v: all(a < b for a, b in pairwise((0, *v, c.epochs))),
          f"rising numbers of epochs below {c.epochs}"),
         ("schedule.factor", c.schedule.factor, lambda v: 0 < v <= 1, "above 0, at most 1"),

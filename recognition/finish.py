@@ -29,7 +29,7 @@ def finish(config: Config) -> dict[str, Any]:
     """Export the run's last model, evaluate the exported file, write evaluation.json and print the closing table."""
     model = config.folder / "model.onnx"
     images = first_images(open_dataset(config.data.root), PARITY_IMAGES)
-    print(f"exporting {model}")
+    print(f"exporting {model} and evaluating it", flush=True)
     parity = export(config.folder / "model_last.pt", model, images)
     embedder = load_embedder(model)
     verification = []

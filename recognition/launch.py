@@ -29,6 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from recognition.config import find_sets, load, read_file
 from recognition.cpus import available_cpus
+from recognition.data.dataset import open_dataset
 from recognition.errors import DistributedError, SettingsError, run_command
 from recognition.finish import finish
 
@@ -51,8 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     if prepare is not None:
         prepare(config)
     find_sets(config)
+    if config.batch_size % (ranks := nodes * local_ranks):
+        raise SettingsError(f"batch_size: {config.batch_size} is not a positive multiple of the {ranks} ranks")
     if options.fresh and node_rank == 0:
+        open_dataset(config.data.root)  # what would stop the new run must not cost the old one its place
         put_aside(config.folder)
+    print(f"starting {local_ranks} rank{'s' * (local_ranks > 1)} on this machine", flush=True)
     command = ["-m", "recognition.train", options.config, *(["--set", *options.overrides] if options.overrides else [])]
     status = launch(command, nodes, node_rank, local_ranks)
     if status == 0 and node_rank == 0:
@@ -99,6 +104,10 @@ def launch(command: Sequence[str], nodes: int, node_rank: int, local_ranks: int)
             number = signal.Signals(error.sigval)
             print(f"stopped by {number.name}; the same command goes on from the last checkpoint", file=sys.stderr)
             return 128 + number.value
+        finally:
+            # The launcher leaves its own handlers behind.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return 0
 
 

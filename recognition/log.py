@@ -96,9 +96,12 @@ class RunLog:
             if self._board is not None:
                 self._board.add_scalar(f"train/{name}", value, step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self._bar.disable:
-            logger.info("step %d/%s  epoch %.2f  %s", step, self._bar.total, epoch, text)
-        else:
+        # With a bar the line goes to train.log alone.
+        line = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "step %d/%s  epoch %.2f  %s",
+                                 (step, self._bar.total, epoch, text), None)
+        for handler in self._handlers if self._bar.disable else self._handlers[:1]:
+            handler.handle(line)
+        if not self._bar.disable:
             self._bar.set_postfix_str(f"loss {values['loss']:.3f}  {rate:.0f} img/s", refresh=False)
 
     def scores(self, step: int, epoch: float, scores: list[dict[str, Any]]) -> None:

@@ -44,18 +44,32 @@ if [[ -x .venv/bin/python && -f .venv/requirements.cksum && $(cat .venv/requirem
     exit 0
 fi
 
+# Never the interpreter of .venv itself, which may be the active one: it may be about to be made anew.
+PATH=$(printf '%s' "$PATH" | tr ':' '\n' | grep -vxF "$PWD/.venv/bin" | paste -sd: -)
 new_enough() { command -v "$1" >/dev/null && "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
-for base in python3 python3.13 python3.12 python3.11 python; do
-    if new_enough "$base"; then break; fi
-    base=""
-done
-if [[ -z $base ]]; then
-    say "error: Python 3.11 or newer with the venv module is needed; found: $(python3 --version 2>&1 || echo none)"
-    exit 2
+
+if [[ -e .venv && ! -e .venv/made-by-run.sh ]]; then
+    # Somebody else's: it is completed, never removed.
+    if ! new_enough "$PWD/.venv/bin/python"; then
+        say "error: $PWD/.venv was not made by run.sh and is no environment of Python 3.11 or newer; rename or remove it"
+        exit 2
+    fi
+    say "installing requirements.txt into the .venv that is there: minutes, once"
+else
+    for base in python3 python3.13 python3.12 python3.11 python; do
+        if new_enough "$base"; then break; fi
+        base=""
+    done
+    if [[ -z $base ]]; then
+        say "error: Python 3.11 or newer with the venv module is needed; found: $(python3 --version 2>/dev/null || echo none)"
+        exit 2
+    fi
+    say "making .venv with $("$base" --version) from requirements.txt: minutes, once"
+    rm -rf .venv
+    mkdir .venv
+    touch .venv/made-by-run.sh
+    "$base" -m venv .venv
 fi
-say "making .venv with $("$base" --version) from requirements.txt: minutes, once"
-rm -rf .venv
-"$base" -m venv .venv
 # pip's own output only when it fails.
 if ! .venv/bin/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt > .venv/install.log 2>&1; then
     tail -n 20 .venv/install.log >&2

@@ -241,10 +241,10 @@ def read_images(source: Path, count: int = max(BATCHES)) -> np.ndarray:
 def run_images(run: Path) -> Path | None:
     """The training set that a run folder's config.json names, if it is still there."""
     try:
-        root = Path(json.loads((run / "config.json").read_text())["data"]["root"])
+        root = Path(json.loads((run / "config.json").read_text())["settings"]["data.root"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return root if (root / "train.rec").is_file() else None
+    return root if root.is_file() or any(root.glob("*.rec")) else None
 
 
 @contextlib.contextmanager

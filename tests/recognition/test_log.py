@@ -28,6 +28,7 @@ def test_lines_are_json_with_full_precision_and_null_for_nan(tmp_path):
     assert lines[0]["loss"] == 1 / 3
     assert lines[1]["gradient_norm"] is None
     assert lines[0]["images_per_second"] > 0
+    assert (tmp_path / "train.log").read_text().count("loss 0.3333") == 3
 
 
 @pytest.mark.parametrize("damage", ['{"step": 4, "lo', '{"step": 4, "lo\n', "3\n", "[]\n", "\n"])

@@ -245,7 +245,7 @@ def test_command_fails_in_one_line(tmp_path: Path) -> None:
 
 def test_images_of_the_run_are_found_in_its_config(tmp_path: Path) -> None:
     assert export_onnx.run_images(tmp_path) is None
-    (tmp_path / "config.json").write_text(json.dumps({"data": {"root": str(tmp_path / "set")}}))
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"data.root": str(tmp_path / "set")}}))
     assert export_onnx.run_images(tmp_path) is None
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.rec").write_bytes(b"")
