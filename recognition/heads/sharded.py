@@ -262,8 +262,9 @@ class ShardedHead:
         for low in range(0, rows.count, tile):
             high = min(low + tile, rows.count)
             weight = self._weight_rows(rows, low, high)
-            centers = unit(weight)
-            if self.memory is not None:
+            if self.memory is None:
+                centers = unit(weight)
+            else:
                 where = rows.tile(low, high)
                 centers = effective_centers(
                     weight, self.memory.rows[where], self.memory.fresh(where, step), self.settings.inject
