@@ -11,24 +11,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prettytable import PrettyTable
 
 from eval.embed import load_embedder
 from eval.ijb import evaluate_ijb
 from eval.verification import evaluate, load_bin, write_json
 from recognition.config import Config, find_sets
-from recognition.data.dataset import RecordDataset, open_dataset
-from recognition.data.fallback import decode
-from tools.export_onnx import export
-
-PARITY_IMAGES = 7
+from tools.export_onnx import export, read_images
 
 
 def finish(config: Config) -> dict[str, Any]:
     """Export the run's last model, evaluate the exported file, write evaluation.json and print the closing table."""
     model = config.folder / "model.onnx"
-    images = first_images(open_dataset(config.data.root), PARITY_IMAGES)
+    images = read_images(Path(config.data.root))
     print(f"exporting {model} and evaluating it", flush=True)
     parity = export(config.folder / "model_last.pt", model, images)
     embedder = load_embedder(model)
@@ -47,11 +42,6 @@ def finish(config: Config) -> dict[str, Any]:
     write_json(config.folder / "evaluation.json", results)
     print(closing_table(config, results))
     return results
-
-
-def first_images(dataset: RecordDataset, count: int) -> np.ndarray:
-    """The first images of a set, uint8 [n, 112, 112, 3], for the parity check."""
-    return np.stack([decode(dataset, sample) for sample in range(min(count, dataset.num_images))])
 
 
 def closing_table(config: Config, results: dict[str, Any]) -> PrettyTable:
