@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Train, export and evaluate what a config describes:
 #
-#   bash run.sh [CONFIG] [--set a.b=VALUE ...] [--fresh] [--debug]
+#   bash run.sh [CONFIG ...] [--set a.b=VALUE ...] [--seeds N ...] [--side-by-side N] [--single] [--fresh] [--debug]
 #
 # CONFIG           a file of configs/ (default: configs/demo.py); the same command goes on where it stopped
+# several CONFIGs, --seeds N ..., or a config with variants: every run, finished ones once only, and a table of
+#                  mean ± deviation; --side-by-side N: so many at a time; --single: a config without its variants
 # --set a.b=VALUE  replace settings, e.g. --set epochs=10 optimizer.lr=0.05 (all of them: recognition/config.py);
 #                  relative paths in settings count from the checkout
 # --fresh          put an earlier run of this name aside and start over

@@ -27,6 +27,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from recognition.compare import compare
 from recognition.config import find_sets, load, read_file
 from recognition.cpus import available_cpus
 from recognition.data.dataset import open_dataset
@@ -41,24 +42,45 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bash run.sh", description=main.__doc__, epilog=(
         "Without CONFIG: configs/demo.py. The same command goes on where it stopped. "
         "Environment: NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT as with torchrun."))
-    parser.add_argument("config", nargs="?", default="configs/demo.py", help="a file of configs/")
+    parser.add_argument("configs", nargs="*", default=["configs/demo.py"], metavar="CONFIG", help="a file of configs/; "
+                        "of several, or with --seeds, every one is run and one table compares them")
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE",
                         help="replace a setting")
     parser.add_argument("--fresh", action="store_true", help="put an earlier run of this name aside and start over")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="run with each of these seeds")
+    parser.add_argument("--side-by-side", type=int, default=1, metavar="N",
+                        help="of several runs, so many at a time, each with its share of the GPUs or cores")
+    parser.add_argument("--single", action="store_true", help="a config with variants alone, as it stands")
     options = parser.parse_args(list(arguments))
-    config = load(options.config, options.overrides)
+    several = len(options.configs) > 1 or options.seeds
+    if several or (not options.single and hasattr(read_file(options.configs[0]), "variants")):
+        return _compare(options)
+    return run_one(options.configs[0], options.overrides, options.fresh)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.fresh:
+        raise SettingsError("--fresh starts one run over; of several, move those aside that are to be run again")
+    if int(os.environ.get("NNODES") or 1) > 1:
+        raise SettingsError("several runs are compared on one machine; NNODES is for a single run")
+    return compare(options.configs, options.seeds, options.overrides, options.side_by_side)
+
+
+def run_one(path: str, overrides: Sequence[str], fresh: bool) -> int:
+    """Train, export and evaluate one run; its exit status."""
+    config = load(path, overrides)
     nodes, node_rank, local_ranks = (_environment(*v) for v in (("NNODES", 1), ("NODE_RANK", 0), ("NPROC", _ranks())))
-    prepare = getattr(read_file(options.config), "prepare", None)
+    prepare = getattr(read_file(path), "prepare", None)
     if prepare is not None:
         prepare(config)
     find_sets(config)
     if config.batch_size % (ranks := nodes * local_ranks):
         raise SettingsError(f"batch_size: {config.batch_size} is not a positive multiple of the {ranks} ranks")
-    if options.fresh and node_rank == 0:
+    if fresh and node_rank == 0:
         open_dataset(config.data.root)  # what would stop the new run must not cost the old one its place
         put_aside(config.folder)
     print(f"starting {local_ranks} rank{'s' * (local_ranks > 1)} on this machine", flush=True)
-    command = ["-m", "recognition.train", options.config, *(["--set", *options.overrides] if options.overrides else [])]
+    command = ["-m", "recognition.train", path, *(["--set", *overrides] if overrides else [])]
     status = launch(command, nodes, node_rank, local_ranks)
     if status == 0 and node_rank == 0:
         finish(config)

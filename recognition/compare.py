@@ -1,0 +1,263 @@
+"""Several runs that belong together, and one table of them: configs × variants × seeds.
+
+    bash run.sh configs/a.py configs/b.py --seeds 0 1 2 3 4 [--side-by-side 2] [--set a.b=VALUE …]
+
+A member is one config with one variant (where the config file has `variants()`) and one seed. Every member is an
+ordinary run in a folder of its own, NAME[_VARIANT][_seedN], started as run.sh starts it. Members that are finished are
+not run again and one that was stopped goes on from its checkpoint, so the same command survives any stop. A member
+that fails does not keep the others from running.
+
+    OUTPUT/NAME.comparison.json     {"figures": {label: {figure: {"mean", "deviation", "values": {seed: value}}}},
+                                     "differences": {label: {figure: {"mean", "error"}}}, "failed": {member: status}}
+
+Deviations are over seeds (n − 1 below the root). Differences are from the first label's run with the same seed, with
+the standard error of their mean: what a method gains is read from them, because seeds move all labels together.
+Proven by tests/recognition/test_compare.py.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from prettytable import PrettyTable
+
+from eval.verification import write_json
+from recognition.config import Config, changes, load, read_file, settings_of
+from recognition.cpus import available_cpus
+from recognition.errors import SettingsError
+
+TAR_AT = "0.0001"
+"""The false accept rate of the IJB figure that is compared."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a comparison. label: what it shares with the other seeds."""
+
+    label: str
+    path: str
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it."""
+        return [sys.executable, "-m", "recognition.launch", self.path, "--single", "--set", *self.overrides]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its folder holds the evaluation of exactly these settings."""
+        config = self.config
+        try:
+            settings = json.loads((config.folder / "config.json").read_text())["settings"]
+            results = json.loads((config.folder / "evaluation.json").read_text())
+        except (OSError, ValueError, KeyError):
+            return False
+        sides = (None, *config.evaluation.degrade)
+        asked = {(Path(name).stem, side) for name in config.evaluation.sets for side in sides}
+        scored = {(row["set"], row["degrade"]) for row in results["verification"]}
+        evaluated = asked <= scored and {*config.evaluation.ijb} <= {*results["ijb"]}
+        return evaluated and not changes(settings, settings_of(config))
+
+
+def members(paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> list[Member]:
+    """All runs of a comparison, seed by seed, so that a stop leaves whole seeds behind.
+
+    Raises SettingsError with every mistake of every member, and when two of them would share a folder.
+    """
+    variants: list[tuple[str, str | None, tuple[str, ...]]] = []
+    for path in paths:
+        makes = getattr(read_file(path), "variants", None)
+        for variant, extra in makes().items() if makes else [(None, ())]:
+            variants.append((path, variant, tuple(extra)))
+    found = []
+    each_seed: Sequence[int | None] = seeds or [None]
+    for seed in each_seed:
+        for path, variant, extra in variants:
+            settings = [*extra, *overrides, *([f"seed={seed}"] if seed is not None else [])]
+            label = "_".join(filter(None, [load(path, settings).name, variant]))
+            name = label if seed is None else f"{label}_seed{seed}"
+            settings.append(f"name={name}")
+            found.append(Member(label, path, tuple(settings), load(path, settings)))
+    folders = [member.config.folder for member in found]
+    twice = {str(folder) for folder in folders if folders.count(folder) > 1}
+    if twice:
+        raise SettingsError(f"several runs would share a folder: {', '.join(sorted(twice))}")
+    return found
+
+
+def compare(paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], side_by_side: int = 1) -> int:
+    """Run what is not finished, print and write the table; 0, or the status of the first member that failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no run is left behind
+    every = members(paths, seeds, overrides)
+    output = every[0].config.folder.with_name(f"{every[0].label}.comparison.json")
+    for member in {member.path: member for member in every}.values():
+        prepare = getattr(read_file(member.path), "prepare", None)
+        if prepare is not None:  # here, once: members side by side would all make the same data
+            prepare(member.config)
+    waiting = [member for member in every if not member.is_finished]
+    print(f"{len(every)} runs, {len(every) - len(waiting)} of them finished already", flush=True)
+    failed = run_all(waiting, side_by_side)
+    result = summary(every) | {"failed": failed}
+    write_json(output, result)
+    for table in tables(result):
+        print(table)
+    for name, status in failed.items():
+        print(f"{name}: failed with status {status}", file=sys.stderr)
+    print(f"written to {output}")
+    return next(iter(failed.values()), 0)
+
+
+def run_all(waiting: Sequence[Member], side_by_side: int) -> dict[str, int]:
+    """Run members, at most so many at a time; {name: exit status} of those that failed.
+
+    Side by side each gets its share of the GPUs, or of the cores, and writes what it says to NAME.log.
+    """
+    shares = machine_shares(side_by_side)
+    queue, failed = list(waiting), dict[str, int]()
+    running: dict[int, tuple[Member, subprocess.Popen[bytes], TextIO | None]] = {}
+    try:
+        while queue or running:
+            for slot in range(len(shares)):
+                if slot not in running and queue:
+                    running[slot] = _start(queue.pop(0), shares[slot] if len(shares) > 1 else {})
+            for slot, (member, process, log) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                if log is not None:
+                    log.close()
+                if process.returncode:
+                    failed[member.config.name] = process.returncode
+                state = f"failed, status {process.returncode}" if process.returncode else "done"
+                print(f"{member.config.name}: {state}; {len(queue) + len(running)} to go", flush=True)
+            time.sleep(0.2)
+    except BaseException as stop:
+        _end([process for _, process, _ in running.values()], told=isinstance(stop, KeyboardInterrupt))
+        raise
+    return failed
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], told: bool) -> None:
+    """Let runs end; told: Ctrl-C went to them as well, so that they are ending already."""
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if told:
+                process.wait(timeout=20)
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def _start(member: Member, share: dict[str, str]) -> tuple[Member, subprocess.Popen[bytes], TextIO | None]:
+    folder = member.config.folder
+    log = None
+    if share:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.with_name(f"{folder.name}.log").open("a")
+        print(f"{member.config.name}: started, says {log.name}", flush=True)
+    else:
+        print(f"{member.config.name}: started", flush=True)
+    environment = os.environ | {key: value for key, value in share.items() if key != "cores"}
+    process = subprocess.Popen(member.command, env=environment, stdout=log, stderr=log and subprocess.STDOUT)
+    if share.get("cores"):
+        os.sched_setaffinity(process.pid, map(int, share["cores"].split(",")))
+    return member, process, log
+
+
+def machine_shares(count: int) -> list[dict[str, str]]:
+    """The environment of each of `count` runs side by side: its GPUs, or its cores (key "cores").
+
+    Raises SettingsError when there are not enough of them.
+    """
+    if count == 1:
+        return [{}]
+    gpus, cores = torch.cuda.device_count(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    units = list(range(gpus)) if gpus else cores or list(range(available_cpus()))
+    if not 1 <= count <= len(units):
+        kind = "GPUs" if gpus else "cores"
+        raise SettingsError(f"--side-by-side {count}: expected 1 to the number of {kind}, {len(units)}")
+    parts = [units[slot::count] for slot in range(count)]
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if len(visible) == gpus else list(map(str, range(gpus)))
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(names[i] for i in part), "NPROC": str(len(part))} for part in parts]
+    return [{"cores": ",".join(map(str, part)) if cores else "", "NPROC": "1"} for part in parts]
+
+
+def figures(folder: Path) -> dict[str, float]:
+    """What is compared of one run's evaluation.json: accuracies, and TAR@FAR=1e-4 of IJB folders; empty without."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return {}
+    results = json.loads(path.read_text())
+    found = {}
+    for row in results["verification"]:
+        side = f" {row['degrade']}×{row['degrade']}" if row["degrade"] else ""
+        found[f"{row['set']}{side}"] = row["accuracy"]
+    for name, result in results["ijb"].items():
+        if result["1:1"]["nearest"].get(TAR_AT) is not None:
+            found[f"{Path(name).name} TAR@{TAR_AT}"] = result["1:1"]["nearest"][TAR_AT]
+    return found
+
+
+def summary(every: Sequence[Member]) -> dict[str, Any]:
+    """Mean and deviation over seeds of every figure of every label, and differences from the first label."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for member in every:
+        of_label = values.setdefault(member.label, {})
+        if member.is_finished:
+            for figure, value in figures(member.config.folder).items():
+                of_label.setdefault(figure, {})[str(member.config.seed)] = value
+    first = next(iter(values.values()))
+    differences: dict[str, dict[str, dict[str, float | None]]] = {}
+    for label, of_label in list(values.items())[1:]:
+        for figure, by_seed in of_label.items():
+            pairs = [value - first[figure][seed] for seed, value in by_seed.items() if seed in first.get(figure, {})]
+            if pairs:
+                error = float(np.std(pairs, ddof=1) / np.sqrt(len(pairs))) if len(pairs) > 1 else None
+                differences.setdefault(label, {})[figure] = {"mean": float(np.mean(pairs)), "error": error}
+    averaged = {
+        label: {figure: _average(by_seed) for figure, by_seed in of_label.items()} for label, of_label in values.items()
+    }
+    return {"figures": averaged, "differences": differences}
+
+
+def _average(by_seed: dict[str, float]) -> dict[str, Any]:
+    numbers = list(by_seed.values())
+    deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+    return {"mean": float(np.mean(numbers)), "deviation": deviation, "values": by_seed}
+
+
+def tables(result: dict[str, Any]) -> list[PrettyTable]:
+    """The comparison for people: mean ± deviation over seeds; then the differences, where there are several labels."""
+    averaged, differences = result["figures"], result["differences"]
+    names = list(dict.fromkeys(figure for of_label in averaged.values() for figure in of_label))
+    means = PrettyTable(["run", "seeds", *names], align="r", title="mean ± deviation over seeds")
+    for label, of_label in averaged.items():
+        seeds = max((len(figure["values"]) for figure in of_label.values()), default=0)
+        cells = [_cell(of_label.get(name), "mean", "deviation", "") for name in names]
+        means.add_row([label, seeds, *cells])
+    gains = PrettyTable(["run", *names], align="r",
+                        title=f"difference from {next(iter(averaged))}, seed by seed: mean ± standard error")
+    for label, of_label in differences.items():
+        gains.add_row([label, *(_cell(of_label.get(name), "mean", "error", "+") for name in names)])
+    for table in (means, gains):
+        table.align["run"] = "l"
+    return [means, gains] if differences else [means]
+
+
+def _cell(figure: dict[str, Any] | None, mean: str, spread: str, sign: str) -> str:
+    if figure is None:
+        return "–"
+    return f"{figure[mean]:{sign}.4f}" + ("" if figure[spread] is None else f" ± {figure[spread]:.4f}")
