@@ -49,7 +49,11 @@ def load_embedder(model: str | Path, threads: int | None = None, device: str = "
     threads = threads or available_cpus()
     if model.suffix == ".onnx":
         return OnnxEmbedder(model, threads)
-    return TorchEmbedder(model, threads, device)
+    # Here and not above: whoever evaluates an ONNX file does not wait for torch.
+    from recognition.backbones.model_file import load_model, resolve_model
+
+    module, _, _ = load_model(resolve_model(model))
+    return TorchEmbedder(module, str(model), threads, device)
 
 
 class OnnxEmbedder:
@@ -114,18 +118,13 @@ class OnnxEmbedder:
 
 
 class TorchEmbedder:
-    """A backbone in this project's model file."""
+    """A backbone of this project, a torch module that takes float32 [n, 3, 112, 112]; `name` is for messages."""
 
-    def __init__(self, path: Path, threads: int, device: str) -> None:
-        # Here and not above: whoever evaluates an ONNX file does not wait for torch.
-        import torch
+    def __init__(self, module: Any, name: str, threads: int, device: str) -> None:
+        import torch  # not above, see load_embedder
 
-        from recognition.backbones.model_file import load_model, resolve_model
-
-        resolved = resolve_model(path)
-        module, _, _ = load_model(resolved)
         torch.set_num_threads(threads)
-        self.name = str(path)
+        self.name = name
         self._torch = torch
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._module = module.to(self._device).eval()

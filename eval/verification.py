@@ -48,13 +48,14 @@ def load_bin(path: str | Path) -> VerificationSet:
     images = np.empty((len(encoded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for number, content in enumerate(encoded):
         try:
-            images[number] = _decode(content)
+            images[number] = decode_face(content)
         except ImageError as error:
             raise DataError(f"{path}: pair {number // 2}, image {number}: {error}") from None
     return VerificationSet(path.stem, images, issame)
 
 
-def _decode(encoded: bytes) -> np.ndarray:
+def decode_face(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Decode an aligned face to RGB uint8 [112, 112, 3]; ImageError for what is no image or has another size."""
     height, width = image_size(encoded)  # by its header, before any decoder takes memory for it
     if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
         raise ImageError(f"expected {IMAGE_SIZE}×{IMAGE_SIZE} pixels, got {width}×{height}")

@@ -138,13 +138,26 @@ def latest(folder: Path, ranks: Ranks) -> Saved | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the `keep` newest saves, once the newest verifies; called by one rank."""
-    saves = sorted(folder.glob("step-*"))
-    if saves and not problems(saves[-1]):
-        for old in saves[:-keep]:
+    all_saves = saves(folder)
+    if all_saves and not problems(all_saves[-1]):
+        for old in all_saves[:-keep]:
             try:
                 shutil.rmtree(old)
             except OSError as error:
                 log.warning("%s: an old checkpoint cannot be removed: %s", old, error)
+
+
+def saves(folder: Path) -> list[Path]:
+    """The folders of all saves, good ones or not, the oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def read(folder: Path) -> Saved:
+    """One save, after every byte of it was verified. CheckpointError says what is wrong with it."""
+    if wrong := problems(folder):
+        raise CheckpointError(f"{folder}: {'; '.join(wrong)}")
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    return Saved(folder, json.loads((folder / STATE).read_text()), _row_files(files))
 
 
 def problems(folder: Path) -> list[str]:
@@ -172,16 +185,14 @@ def problems(folder: Path) -> list[str]:
 
 
 def _newest_good(folder: Path) -> Saved | str | None:
-    saves = sorted(folder.glob("step-*"), reverse=True)
     passed_over = []
-    for save_folder in saves:
-        wrong = problems(save_folder)
-        if not wrong:
-            files = json.loads((save_folder / MANIFEST).read_text())["files"]
-            return Saved(save_folder, json.loads((save_folder / STATE).read_text()), _row_files(files))
-        passed_over.append(f"{save_folder}: {'; '.join(wrong)}")
-        log.warning("not a good checkpoint, trying the one before: %s", passed_over[-1])
-    return "no checkpoint verifies: " + " | ".join(passed_over) if saves else None
+    for save_folder in reversed(saves(folder)):
+        try:
+            return read(save_folder)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+            log.warning("not a good checkpoint, trying the one before: %s", error)
+    return "no checkpoint verifies: " + " | ".join(passed_over) if passed_over else None
 
 
 def _range(name: str) -> tuple[int, int]:

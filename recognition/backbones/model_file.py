@@ -102,11 +102,11 @@ def load_model(
     path = Path(path)
     content = _read(path)
     if _is_weights(content):
-        return _module(path, content, settings := _bare_settings(path, content, backbone)), settings, {}
+        return module_with(path, content, settings := _bare_settings(path, content, backbone)), settings, {}
     weights, settings, info = _parts(path, content)
     if backbone is not None and backbone not in (settings, settings.name):
         raise CheckpointError(f"{path}: holds {settings}, expected {backbone}")
-    return _module(path, weights, settings), settings, info
+    return module_with(path, weights, settings), settings, info
 
 
 def resolve_model(path: str | Path) -> Path:
@@ -243,8 +243,11 @@ def _parts(path: Path, content: dict[str, Any]) -> tuple[dict[str, torch.Tensor]
     return weights, settings, plain_info
 
 
-def _module(path: Path, weights: Mapping[str, torch.Tensor], settings: BackboneSettings) -> nn.Module:
-    """The backbone of these settings with these weights, in eval mode, after keys, shapes and values were checked."""
+def module_with(path: Path, weights: Mapping[str, torch.Tensor], settings: BackboneSettings) -> nn.Module:
+    """The backbone of these settings with these weights, in eval mode, after keys, shapes and values were checked.
+
+    `path`: the file that the weights are from. CheckpointError when they are not that backbone's or not finite.
+    """
     weights = {_bare_key(key): tensor for key, tensor in weights.items()}
     with torch.device("meta"):
         module = build(settings)
