@@ -21,7 +21,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 for argument in "$@"; do
     if [[ $argument == -h || $argument == --help ]]; then
         sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$root/run.sh"
-        echo "Configs: $(cd "$root" && echo configs/*.py)"
+        echo "Configs: $(cd "$root" && echo configs/*.py configs/*/*.py)"
         exit 0
     fi
 done

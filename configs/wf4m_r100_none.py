@@ -6,15 +6,9 @@ Cost:     as there, not run here.
 Expected: LFW 99.71, CFP-FP 98.40, CPLFW 92.01, IJB-B 95.26, IJB-C 96.4 (that row; TAR@FAR=1e-4).
 """
 
-import dataclasses
-from pathlib import Path
-
-from recognition.config import Config, read_file
-from recognition.memory import Injection
+from recognition.config import Config, derived
 
 
 def config() -> Config:
     """The settings of wf4m_r100.py with another injection."""
-    base: Config = read_file(Path(__file__).with_name("wf4m_r100.py")).config()
-    head = dataclasses.replace(base.head, inject=Injection())
-    return dataclasses.replace(base, name="wf4m_r100_none", head=head)
+    return derived(__file__, "wf4m_r100.py", "head.inject=none")

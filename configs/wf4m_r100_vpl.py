@@ -7,15 +7,9 @@ Cost:     as there, not run here.
 Expected: the paper's Table 2 for VPL, trained elsewhere: IJB-B 95.56, IJB-C 96.76 (TAR@FAR=1e-4).
 """
 
-import dataclasses
-from pathlib import Path
-
-from recognition.config import Config, read_file
-from recognition.memory import VPL
+from recognition.config import Config, derived
 
 
 def config() -> Config:
     """The settings of wf4m_r100.py with another injection."""
-    base: Config = read_file(Path(__file__).with_name("wf4m_r100.py")).config()
-    head = dataclasses.replace(base.head, inject=VPL(start_epoch=2.0))
-    return dataclasses.replace(base, name="wf4m_r100_vpl", head=head)
+    return derived(__file__, "wf4m_r100.py", "head.inject=vpl", "head.inject.start_epoch=2")

@@ -103,7 +103,7 @@ class Config:
 
 
 VARIANTS: dict[type, dict[str, type]] = {
-    Margin: {name: kind for name, (kind, _) in MARGINS.items()},
+    Margin: dict(MARGINS),
     Injection: dict(INJECTIONS),
 }
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
@@ -128,6 +128,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     problems += _type_problems(config) or _value_problems(config)
     if problems:
         raise SettingsError(f"{path}: {len(problems)} mistake(s) in the settings\n  " + "\n  ".join(problems))
+    return config
+
+
+def derived(file: str, base: str, *overrides: str) -> Config:
+    """The config of another file with `a.b=value` overrides, named like the file that it is written for.
+
+    file: the `__file__` of the config that asks.  base: the other file, from the first one's folder.
+    """
+    config: Config = read_file(Path(file).parent / base).config()
+    for override in (*overrides, f"name={Path(file).stem}"):
+        config = _override(config, override)
     return config
 
 
@@ -375,4 +386,5 @@ def _value_problems(config: Config) -> list[str]:
         for name, value in settings_of(config).items()
         if isinstance(value, float) and not math.isfinite(value) and name not in named
     ]
+    problems += [f"head.margin.{mistake}" for mistake in c.head.margin.mistakes()]
     return problems + backbones.mistakes(c.backbone)

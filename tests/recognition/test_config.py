@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import typing
 from pathlib import Path
@@ -115,16 +116,35 @@ def test_every_setting_is_read_somewhere():
     }
     unread = []
     for kind, name in _all_settings():
-        holder = holders.get(kind, "margin")
+        holder = holders.get(kind, "(?:margin|self)")
         literal = f'getattr\\({holder}, "{name}"'
         if not re.search(rf"\b{holder}\.{name}\b|{literal}", code):
             unread.append(f"{kind}.{name}")
     assert sorted(unread) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_derived_config_changes_what_it_names_and_its_name(tmp_path):
+    base = ROOT / "configs" / "wf4m_r100.py"
+    file = tmp_path / "other.py"
+    file.write_text(
+        "from recognition.config import *\ndef config():\n"
+        f"    return derived(__file__, {os.path.relpath(base, tmp_path)!r}, 'head.inject.tau=3', 'epochs=2')\n"
+    )
+    different = {"name": ("wf4m_r100", "other"), "head.inject.tau": (2.0, 3.0), "epochs": (24, 2.0)}
+    old, new = (configuration.settings_of(load(path)) for path in (base, file))
+    assert {name: (old[name], new[name]) for name in old if old[name] != new[name]} == different
+
+
+@pytest.mark.parametrize("name", ["age_0500", "tau_3"])
+def test_an_ablation_changes_one_thing(name):
+    base = configuration.settings_of(load(ROOT / "configs" / "wf4m_r100.py"))
+    settings = configuration.settings_of(load(ROOT / "configs" / "ablations" / f"{name}.py"))
+    assert len([key for key in base if base[key] != settings[key]]) == 2  # and its name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: path.stem)
 def test_every_config_file_loads_and_documents_itself(path):
     module = configuration.read_file(path)
-    assert f"bash run.sh configs/{path.name}" in (module.__doc__ or "")
+    assert f"bash run.sh {path.relative_to(ROOT)}" in (module.__doc__ or "")
     overrides = [] if module.config().data.root else ["data.root=x"]
     assert load(path, overrides).name == path.stem
