@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     (0, ["recognition/errors.py", "recognition/cpus.py"]),
     (1, ["recognition/distributed.py", "recognition/schedule.py", "recognition/streams.py", "recognition/vectors.py",
-         "recognition/heads/margins.py",
+         "recognition/heads/margins",
          "recognition/data/recordio.py", "eval/metrics.py", "eval/safe_pickle.py"]),
     (2, ["recognition/heads", "recognition/backbones", "recognition/data", "recognition/optimizer.py",
          "recognition/memory.py", "recognition/momentum.py", "recognition/batch_statistics.py"]),
@@ -57,7 +57,9 @@ def test_lower_never_imports_upper(file):
 def test_the_lowest_layers_stand_alone():
     for file in FILES:
         if _layer(file) <= 1:
-            assert _imports(ROOT / file) <= {"recognition/errors.py"}, file
+            beside = {other for other in FILES if other.startswith("recognition/heads/margins/")}
+            allowed = {"recognition/errors.py"} | (beside if file in beside else set())
+            assert _imports(ROOT / file) <= allowed, file
 
 
 def test_only_one_file_calls_collectives():

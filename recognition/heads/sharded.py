@@ -28,7 +28,7 @@ from torch import Tensor
 
 from recognition.distributed import Ranks, gather_rows, max_over_ranks, reduce_scatter_rows, sum_over_ranks
 from recognition.heads.centers import RowSGD, initial_centers, shard_range
-from recognition.heads.margins import Margin, target_logit
+from recognition.heads.margins import Batch, Margin, target_logit
 from recognition.memory import Injection, Memory, effective_centers, effective_gradient
 from recognition.streams import stream_key
 from recognition.vectors import unit, unit_gradient
@@ -168,7 +168,8 @@ class ShardedHead:
 
         total, peak, target_cosine, kept = self._first_pass(x_hat, rows, step)
         finite = torch.isfinite(total).all() & torch.isfinite(target_cosine).all()
-        logit, slope = target_logit(target_cosine, self.settings.margin)
+        batch = Batch(target_cosine, torch.linalg.vector_norm(x, dim=1), None, {})
+        logit, slope, _ = target_logit(target_cosine, self.settings.margin, batch)
         # log Σ over negatives; −inf where a sample has none.
         log_others = total.log() + peak
         loss = torch.nn.functional.softplus(log_others - logit).mean()
