@@ -31,12 +31,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "curricularface": {"s": 64.0, "m": 0.5},
     "mvsoftmax": {"s": 32.0, "m": 0.35, "t": 0.2, "easy": True},
     "adacos": {"dynamic": True},
-    "subcenter": {"s": 64.0, "m": 0.5, "K": 3},
+    "subcenter": {"s": 64.0, "m": 0.5, "centers_per_class": 3},
     "circle": {"s": 256.0, "m": 0.25},
-    "sphereface2": {"r": 40.0, "m": 0.4, "t": 3.0, "alpha": 0.7, "l_w": 50.0},
+    "sphereface2": {"s": 40.0, "m": 0.4, "t": 3.0, "alpha": 0.7, "l_w": 50.0},
     "broadface": {"s": 64.0, "m": 0.5, "queue": 32_768},
     "elasticface": {"s": 64.0, "kind": "arc", "plus": False},
-    "uniface": {"s": 64.0, "m": 0.4, "l": 1.0},
+    "uniface": {"s": 64.0, "m": 0.4, "balance": 1.0},
 }
 BINARY = ("sphereface2", "uniface")
 # Mean and deviation of elasticface's margin, by kind and whether it is the "+" form.
@@ -63,7 +63,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(x, threshold=100.0)  # the default threshold of 20 costs nine digits
+    return torch.logaddexp(x, torch.zeros_like(x))  # torch's softplus rounds to x from 20 on, at the ninth digit
 
 
 # Target logits. `v` holds: c [B] the target's cosine, theta its angle, norm [B] the embedding's length, draws [B],
@@ -143,7 +143,7 @@ TARGETS: dict[str, Callable[[SimpleNamespace], Tensor]] = {
     "adacos": lambda v: v.state["s"] * v.c,
     "subcenter": lambda v: v.s * _arc(v, v.m),
     "circle": _circle,
-    "sphereface2": lambda v: v.r * (_g(v.c, v.t) - v.m) + v.bias,
+    "sphereface2": lambda v: v.s * (_g(v.c, v.t) - v.m) + v.bias,
     "broadface": lambda v: v.s * _arc(v, v.m),
     "elasticface": _elasticface,
     "uniface": lambda v: v.s * (v.c - v.m) - v.bias,
@@ -160,7 +160,7 @@ def _negatives(name: str, v: SimpleNamespace, cosine: Tensor) -> Tensor:
     if name == "circle":
         return v.s * (cosine + v.m).clamp_min(0).detach() * (cosine - v.m)
     if name == "sphereface2":  # Wen et al. 2022
-        return v.r * (_g(cosine, v.t) + v.m) + v.bias
+        return v.s * (_g(cosine, v.t) + v.m) + v.bias
     if name == "uniface":  # Zhou et al. 2023
         return v.s * cosine - v.bias
     return (v.state["s"] if name == "adacos" else v.s) * cosine
@@ -180,7 +180,7 @@ def initial_state(name: str, num_classes: int, settings: dict[str, Any] | None =
     if name == "sphereface2":
         # The root e^b of α·(1 − σ(positive + b)) = (1 − α)(C − 1)·σ(negative + b): no slope in b at cosines of 0.
         z = p.alpha / ((1 - p.alpha) * (num_classes - 1))
-        positive, negative = (p.r * (2 * 0.5**p.t - 1 + sign * p.m) for sign in (-1, 1))
+        positive, negative = (p.s * (2 * 0.5**p.t - 1 + sign * p.m) for sign in (-1, 1))
         root = math.sqrt((1 - z) ** 2 + 4 * z * math.exp(positive - negative))
         # Two forms of one root of a quadratic: each cancels where the other does not.
         if z < 1:
@@ -267,8 +267,8 @@ def margin_loss(cosine: Tensor, norm: Tensor, column: Tensor, name: str, setting
     if name in BINARY:
         sums = (_softplus(negative) * row_weight).masked_fill(left_out, 0).sum(dim=1)
         if name == "uniface":
-            return (_softplus(-positive) + p["l"] * sums).mean(), v.state
-        return p["l_w"] / p["r"] * (p["alpha"] * _softplus(-positive) + (1 - p["alpha"]) * sums).mean(), v.state
+            return (_softplus(-positive) + p["balance"] * sums).mean(), v.state
+        return p["l_w"] / p["s"] * (p["alpha"] * _softplus(-positive) + (1 - p["alpha"]) * sums).mean(), v.state
     # −log of the target's softmax, without the cancellation of a difference of two large logarithms.
     loss = _softplus(torch.logsumexp(negative.masked_fill(left_out, -torch.inf), dim=1) - positive)
     if name == "magface":
@@ -288,7 +288,7 @@ def dense_step(weight: Tensor, embedding: Tensor, label: Tensor, name: str, sett
     settings: what differs from DEFAULTS.  state: `initial_state` or an earlier step's.  rows: int64 sorted classes
     used, all if None.  shards: the ranks' [start, stop).  memory [C·K, d], fresh [C·K] boolean: the injection's.
     """
-    per_class = (DEFAULTS[name] | settings).get("K", 1)
+    per_class = (DEFAULTS[name] | settings).get("centers_per_class", 1)
     num_classes = len(weight) // per_class
     rows = np.arange(num_classes) if rows is None else rows
     used = torch.from_numpy((rows[:, None] * per_class + np.arange(per_class)).ravel())

@@ -29,8 +29,8 @@ CLASSES, SIZE = 7, 5
 TRUE_DERIVATIVES = [
     ("normface", {}), ("sphereface", {"straight_through": False}), ("cosface", {}), ("arcface", {}),
     ("combined", {}), ("combined", {"m1": 1.35}), ("magface", {}), ("magface", {"easy": False}),
-    ("adacos", {"dynamic": False}), ("subcenter", {"K": 2}), ("elasticface", {}), ("elasticface", {"kind": "cos"}),
-    ("sphereface2", {}), ("uniface", {}),
+    ("adacos", {"dynamic": False}), ("subcenter", {"centers_per_class": 2}), ("elasticface", {}),
+    ("elasticface", {"kind": "cos"}), ("sphereface2", {}), ("uniface", {}),
 ]
 
 
@@ -46,7 +46,7 @@ def _problem(name: str, per_class: int = 1) -> tuple[Tensor, Tensor, Tensor, dic
 @pytest.mark.parametrize(("name", "settings"), TRUE_DERIVATIVES, ids=str)
 def test_gradients_are_those_of_the_loss(name, settings):
     """Central differences of the loss in random directions: by autograd nothing may be lost on the way."""
-    per_class = settings.get("K", 1)
+    per_class = settings.get("centers_per_class", 1)
     weight, embedding, label, state = _problem(name, per_class)
     draws = torch.tensor([0.3, -1.0, 2.0, 0.1], dtype=torch.float64)
     memory = torch.roll(weight, 1, 1)
@@ -54,7 +54,7 @@ def test_gradients_are_those_of_the_loss(name, settings):
 
     def step(weight: Tensor, embedding: Tensor) -> dict:
         injection = None if per_class > 1 else ("qaface", 0.6)
-        return dense.dense_step(weight, embedding, label, name, {"s": 6.0, "r": 6.0} | settings, state, draws=draws,
+        return dense.dense_step(weight, embedding, label, name, {"s": 6.0} | settings, state, draws=draws,
                                 memory=memory, fresh=fresh, injection=injection)
 
     found = step(weight, embedding)
