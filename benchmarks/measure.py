@@ -1,0 +1,82 @@
+"""How benchmarks measure: a function in a fresh process, seconds a step, largest memory in use.
+
+Convention: device is "cpu" or "cuda". Memory is what tensors take on a GPU and what is resident on the CPU. Linux
+counts a process's peak anew on request; elsewhere the peak is that since the process began.
+Proven by tests/benchmarks/test_head_benchmark.py.
+"""
+
+import ctypes
+import multiprocessing
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recognition.errors import SettingsError
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise SettingsError(f"the measuring process was killed, probably for lack of memory: {arguments}") from None
+
+
+def time_steps(step: Callable[[], object], count: int, device: str) -> tuple[float, float]:
+    """Seconds a step and CPU seconds a step (all threads of this process), means over `count` of them."""
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        step()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if device == "cuda":
+        end.record()
+        end.synchronize()
+        wall = begin.elapsed_time(end) / 1e3
+    return wall / count, cpu / count
+
+
+def memory_now(device: str) -> int:
+    """Bytes in use: of tensors on a GPU, resident of this process on the CPU."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
+    if trim:
+        trim(0)
+    return status("VmRSS")
+
+
+def restart_high_water(device: str) -> None:
+    """Let `high_water` count from here on."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def high_water(device: str) -> int:
+    """Largest number of bytes in use so far."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+
+
+def status(field: str) -> int:
+    """A figure of Linux's /proc/self/status in bytes; elsewhere the largest so far, whatever was asked."""
+    path = Path("/proc/self/status")
+    if path.exists():
+        found = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
