@@ -1,18 +1,16 @@
-"""The class centres of one shard: which classes a rank owns, how centres start, and their row-wise optimiser.
+"""The class centres of one shard: which classes a rank owns and how centres start.
 
-Convention: a shard is the contiguous classes [start, stop); row j of every tensor here is class start + j. The
-optimiser touches the rows that it is given and no others: a row that was not used keeps its weight and its momentum
-to the bit, without decay or drift.
+Convention: a shard is the contiguous classes [start, stop); row j of every tensor here is class start + j.
 Proven by tests/recognition/heads/test_centers.py.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recognition.heads.row_optimizers import RowSGD as RowSGD
 from recognition.streams import stream_key, uniform
 
 _CENTERS = 0x63656E74657273  # keeps this use of a seed apart from others
@@ -49,22 +47,3 @@ def normal(u: Tensor) -> Tensor:
     """
     p = (u + 2.0**-54).clamp(2.0**-54, 1 - 2.0**-53)
     return torch.special.erfinv(2 * p - 1) * (math.sqrt(2) * INITIAL_DEVIATION)
-
-
-@dataclass(frozen=True)
-class RowSGD:
-    """SGD with momentum for rows: v ← momentum·v + g + weight_decay·w;  w ← w − lr·v (torch.optim.SGD's form)."""
-
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-
-    def update(self, weight: Tensor, velocity: Tensor, gradient: Tensor, lr: float, finite: Tensor) -> None:
-        """Update rows in place. weight, velocity, gradient: [n, d] float32.
-
-        finite: boolean scalar on the same device; False leaves weight and velocity unchanged to the bit, without the
-        host having to look.
-        """
-        new_velocity = torch.add(gradient, weight, alpha=self.weight_decay).add_(velocity, alpha=self.momentum)
-        new_weight = torch.add(weight, new_velocity, alpha=-lr)
-        torch.where(finite, new_velocity, velocity, out=velocity)
-        torch.where(finite, new_weight, weight, out=weight)

@@ -1,10 +1,10 @@
-"""Shards cover the classes, fresh centres do not depend on the ranks, the optimiser is torch's on the rows it gets."""
+"""Shards cover the classes, fresh centres are normal and do not depend on the ranks."""
 
 import numpy as np
 import pytest
 import torch
 
-from recognition.heads.centers import RowSGD, initial_centers, normal, shard_range
+from recognition.heads.centers import initial_centers, normal, shard_range
 
 
 def test_shards_are_contiguous_and_the_first_own_one_more():
@@ -36,25 +36,3 @@ def test_the_ends_of_the_uniform_numbers_stay_finite_and_in_order():
     assert (x[1:] >= x[:-1]).all()
     assert x[4].item() == pytest.approx(0.01 * 0.6744897501960817)
     assert -0.09 < x[0].item() < -0.08
-
-
-def test_row_sgd_is_torch_sgd():
-    torch.manual_seed(0)
-    weight = torch.randn(7, 5)
-    reference = weight.clone().requires_grad_()
-    optimizer = torch.optim.SGD([reference], lr=0.1, momentum=0.9, weight_decay=5e-4)
-    velocity = torch.zeros_like(weight)
-    for _ in range(5):
-        gradient = torch.randn(7, 5)
-        reference.grad = gradient.clone()
-        optimizer.step()
-        RowSGD(0.9, 5e-4).update(weight, velocity, gradient, 0.1, torch.tensor(True))
-    torch.testing.assert_close(weight, reference.detach(), rtol=1e-6, atol=1e-6)
-
-
-def test_not_finite_leaves_rows_unchanged():
-    weight, velocity = torch.randn(3, 4), torch.randn(3, 4)
-    before = weight.clone(), velocity.clone()
-    RowSGD().update(weight, velocity, torch.full((3, 4), torch.nan), 0.1, torch.tensor(False))
-    assert torch.equal(weight, before[0])
-    assert torch.equal(velocity, before[1])
