@@ -16,6 +16,19 @@ from recognition.heads.margins import MARGINS, Batch, Margin, target_logit
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "wf4m_r100.py"
+DEFAULTS = {
+    "normface": {"s": 64}, "sphereface": {"s": 64, "m": 1.7, "straight_through": True}, "cosface": {"s": 64, "m": 0.4},
+    "arcface": {"s": 64, "m": 0.5}, "combined": {"s": 64, "m1": 1, "m2": 0.3, "m3": 0.2},
+    "magface": {"s": 64, "m_low": 0.45, "m_high": 0.45 + 0.0035 * 100, "norm_low": 10, "norm_high": 110, "lambda_g": 35,
+                "easy": True},
+    "adaface": {"s": 64, "m": 0.4, "h": 0.333, "history": 0.99},
+    "curricularface": {"s": 64, "m": 0.5, "history": 0.99}, "mvsoftmax": {"s": 32, "m": 0.35, "t": 0.2, "easy": True},
+    "adacos": {"s": 64, "dynamic": True}, "subcenter": {"s": 64, "m": 0.5, "centers_per_class": 3},
+    "circle": {"s": 256, "m": 0.25}, "sphereface2": {"s": 40, "m": 0.4, "t": 3, "alpha": 0.7, "l_w": 50},
+    "broadface": {"s": 64, "m": 0.5, "queue": 32_768},
+    "elasticface": {"s": 64, "kind": "arc", "plus": False, "mean": None, "deviation": None},
+    "uniface": {"s": 64, "m": 0.4, "balance": 1},
+}
 TEXTS = {"bool": ("true", True), "int": ("7", 7), "float": ("0.75", 0.75), "float | None": ("0.75", 0.75)}
 
 
@@ -28,9 +41,16 @@ def example() -> type[Margin]:
     return namespace["LiArcFace"]
 
 
+def test_defaults_are_those_of_the_sources():
+    assert DEFAULTS.keys() == MARGINS.keys()
+    for name, settings in DEFAULTS.items():
+        expected = {"straight_through": False} | settings
+        assert {setting: getattr(MARGINS[name](), setting) for setting in expected} == expected
+
+
 @pytest.mark.parametrize("name", MARGINS)
 def test_all_settings_of_a_margin_are_set_by_name(name):
-    overrides, expected = [f"head.margin={name}", "data.root=x"], {}
+    overrides, expected = [f"head.margin={name}", "data.root=x", "head.inject=none"], {}
     inside = {"queue": ("1000", 1000), "alpha": ("0.3", 0.3), "kind": ("cos", "cos"), "t": ("1.5", 1.5),
               "norm_low": ("3.5", 3.5), "norm_high": ("60", 60.0)}
     for field in dataclasses.fields(MARGINS[name]):
@@ -41,7 +61,7 @@ def test_all_settings_of_a_margin_are_set_by_name(name):
     margin = load(CONFIG, overrides).head.margin
     assert type(margin) is MARGINS[name]
     assert vars(margin) == expected
-    assert MARGINS[name]() == load(CONFIG, overrides[:2]).head.margin
+    assert MARGINS[name]() == load(CONFIG, overrides[:3]).head.margin
 
 
 @pytest.mark.parametrize(("override", "expected"), [
@@ -55,7 +75,7 @@ def test_all_settings_of_a_margin_are_set_by_name(name):
 ])
 def test_a_value_that_cannot_be_is_named(override, expected):
     with pytest.raises(SettingsError, match=re.escape(expected)):
-        load(CONFIG, ["data.root=x", f"head.margin={override[0]}", f"head.margin.{override[1]}"])
+        load(CONFIG, ["data.root=x", "head.inject=none", f"head.margin={override[0]}", f"head.margin.{override[1]}"])
 
 
 def test_the_documented_example_is_a_margin(example):
@@ -76,7 +96,7 @@ def test_the_documented_example_is_a_margin(example):
 def test_a_line_in_the_dict_makes_it_a_setting(example, monkeypatch):
     variants = {**MARGINS, "liarcface": example}
     monkeypatch.setitem(configuration.VARIANTS, Margin, variants)
-    settings = ["data.root=x", "head.margin=liarcface", "head.margin.m=0.3"]
+    settings = ["data.root=x", "head.inject=none", "head.margin=liarcface", "head.margin.m=0.3"]
     assert load(CONFIG, settings).head.margin == example(m=0.3)
     with pytest.raises(SettingsError, match=re.escape("head.margin.m: 2.5; expected 0 to 1")):
         load(CONFIG, ["data.root=x", "head.margin=liarcface", "head.margin.m=2.5"])
