@@ -23,6 +23,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,10 @@ def sharded_head(
     if variant.tile_mib is not None:
         budget: dict[str, Any] = {TILE_SETTING: int(variant.tile_mib * MIB)}
         settings = dataclasses.replace(settings, **budget)
-    with mock.patch.object(sharded, "initial_centers", random_centers):
+    with ExitStack() as patches:
+        for module in [m for name, m in sys.modules.items() if name.startswith("recognition.heads.")]:
+            if hasattr(module, "initial_centers"):
+                patches.enter_context(mock.patch.object(module, "initial_centers", random_centers))
         head = sharded.ShardedHead(settings, problem.classes, problem.size, Ranks(device=embedding.device),
                                    product_dtype=getattr(torch, problem.product))
     state = head.state()
@@ -199,7 +203,8 @@ def sharded_head(
             tensor.normal_(0, problem.size**-0.5)
         elif name == "stamp":
             tensor.zero_()
-        shared.setdefault(name, tensor)
+        if name in ("weight", "velocity", "memory", "stamp"):
+            shared.setdefault(name, tensor)
     count = itertools.count(1)
 
     def step() -> None:

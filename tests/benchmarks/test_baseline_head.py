@@ -22,7 +22,7 @@ def _problem() -> tuple[Tensor, Tensor]:
 def _both(ranks: Ranks, margin: str, kind: type[PartialFC]) -> list[list[np.ndarray]]:
     """Third step's loss and embedding gradient, weight and momentum after it: the sharded head's, the baseline's."""
     ours = ShardedHead(HeadSettings(MARGINS[margin]), CLASSES, SIZE, ranks, seed=1)
-    ours.weight *= 30
+    ours.weight.mul_(30)
     plain = kind(ours.weight.clone(), CLASSES, margin, ranks)
     embedding, label = _problem()
     share = BATCH // ranks.world_size
