@@ -30,7 +30,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "adaface": {"s": 64.0, "m": 0.4},
     "curricularface": {"s": 64.0, "m": 0.5},
     "mvsoftmax": {"s": 32.0, "m": 0.35, "t": 0.2, "easy": True},
-    "adacos": {"dynamic": True},
+    "adacos": {"dynamic": True, "s": 64.0},
     "subcenter": {"s": 64.0, "m": 0.5, "centers_per_class": 3},
     "circle": {"s": 256.0, "m": 0.25},
     "sphereface2": {"s": 40.0, "m": 0.4, "t": 3.0, "alpha": 0.7, "l_w": 50.0},
@@ -174,7 +174,7 @@ def initial_state(name: str, num_classes: int, settings: dict[str, Any] | None =
     if name == "curricularface":
         return {"t": 0.0}
     if name == "adacos":
-        return {"s": math.sqrt(2) * math.log(num_classes - 1)}
+        return {"s": min(max(math.sqrt(2) * math.log(num_classes - 1), 1.0), p.s)}
     if name == "uniface":
         return {"bias": math.log(10 * num_classes)}
     if name == "sphereface2":
@@ -201,10 +201,11 @@ def _advance(name: str, v: SimpleNamespace, state: dict[str, Any], cosine: Tenso
                 "deviation": 0.99 * state["deviation"] + 0.01 * deviation}
     if name == "curricularface":
         return {"t": 0.99 * state["t"] + 0.01 * c.mean()}
-    if name == "adacos" and v.dynamic:  # Zhang et al. 2019, eqs. 13 to 15
+    if name == "adacos" and v.dynamic:  # Zhang et al. 2019, eqs. 13 to 15; the limits are the project's
         exponential = torch.exp(state["s"] * cosine.detach()) * row_weight
         average = exponential.masked_fill(target, 0).sum(dim=1).mean()
-        return {"s": torch.log(average) / torch.cos(torch.acos(c).median().clamp_max(PI / 4))}
+        scale = torch.log(average) / torch.cos(torch.acos(c).median().clamp_max(PI / 4))
+        return {"s": scale.clamp(1, v.s)}
     return dict(state)
 
 

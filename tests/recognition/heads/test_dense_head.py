@@ -125,6 +125,7 @@ def test_adacos_by_hand():
     average = np.exp(2 * np.array([0.1, 0.2, 0.3, 0.0, 0.1, 0.0])).sum() / 3
     assert float(after["s"]) == pytest.approx(math.log(average) / 0.8)  # cos of the median angle, below 45°
     assert dense.initial_state("adacos", 101)["s"] == pytest.approx(math.sqrt(2) * math.log(100))
+    assert dense.initial_state("adacos", 2)["s"] == 1
 
 
 @pytest.mark.parametrize("name", [name for name in dense.DEFAULTS if name != "magface"])
