@@ -127,7 +127,8 @@ class RowAdamW(RowOptimizer):
         _gated_approach(second, gradient.square_(), 1 - self.beta2, finite)
         # (√(v/c₂) + ε)·c₁ = ε·c₁ + √v · c₁/√c₂, in the gradient's memory
         scale = (correction1 / correction2.sqrt()).to(weight.dtype)
-        divisor = torch.sqrt(second, out=gradient)
+        # MKL takes zeros and denormals fifty times as long; √tiny is nothing beside any ε.
+        divisor = torch.clamp_min(second, torch.finfo(second.dtype).tiny, out=gradient).sqrt_()
         torch.addcmul((self.epsilon * correction1).to(weight.dtype), divisor, scale, out=divisor)
         _gated_sgd(weight, torch.div(first, divisor, out=divisor), lr, finite, self.weight_decay)
 
