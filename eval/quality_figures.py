@@ -23,8 +23,8 @@ def quality_weight(norm: np.ndarray, mean: float, deviation: float, tau: float) 
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, d] at unit length, float32; a zero row stays zero."""
-    length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    """Rows […, d] at unit length, float32; a zero row stays zero."""
+    length = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
     return (rows / np.where(length > 0, length, 1)).astype(np.float32)
 
 
@@ -33,16 +33,17 @@ def cosines_to_centers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of unit rows [M, d] to the centre of their label [M] and to the nearest of all others, [M] each.
 
-    centers: blocks (first class, rows [n, d] of any length). NaN where a row has no own or no other centre.
+    centers: blocks (first class, rows [n, d], or [n, K, d] where a class has K centres: its nearest counts), of any
+    length. NaN where a row has no own or no other centre.
     """
     own, other = np.full(len(embedding), np.nan), np.full(len(embedding), -np.inf)
     for start, block in centers:
-        directions = unit(block).T
+        directions = unit(block).reshape(-1, block.shape[-1]).T
         for low in range(0, len(embedding), ROWS_AT_ONCE):
             rows = np.arange(low, min(low + ROWS_AT_ONCE, len(embedding)))
-            cosine = embedding[rows] @ directions
+            cosine = (embedding[rows] @ directions).reshape(len(rows), len(block), -1).max(axis=2)
             column = label[rows] - start
-            mine = np.flatnonzero((column >= 0) & (column < cosine.shape[1]))
+            mine = np.flatnonzero((column >= 0) & (column < len(block)))
             own[rows[mine]] = cosine[mine, column[mine]]
             cosine[mine, column[mine]] = -np.inf
             other[rows] = np.maximum(other[rows], cosine.max(axis=1))

@@ -33,7 +33,8 @@ class Snapshot:
     name: for messages.  step, epoch: of the save; None for a model file, epoch also where no metrics.jsonl tells it.
     embed: the backbone.  norm_of: whose norm is the quality proxy; embed_norm: embeds with that one.
     statistics: μ, σ that the run has kept, if it has.  tau: τ of the run; None where it has none.
-    data: fingerprint of the training set.  centers: of (C), the classes [start, …) as float32 blocks [n, d], in order.
+    data: fingerprint of the training set.  centers: of (C), the classes [start, …) in order, as float32 blocks [n, d],
+    [n, K, d] with sub-centres.
     """
 
     name: str
@@ -114,7 +115,7 @@ def _of_save(saved: Any, epochs_a_step: float | None, threads: int, device: str)
     def centers(num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, num_classes, CLASSES_AT_ONCE):
             with _readable(saved.folder):
-                rows = saved.rows(start, min(start + CLASSES_AT_ONCE, num_classes))["weight"].numpy()
+                rows = saved.rows(start, min(start + CLASSES_AT_ONCE, num_classes))["weight"].float().numpy()
             if not np.isfinite(rows).all():
                 raise CheckpointError(f"{saved.folder}: centres that are not finite")
             yield start, rows

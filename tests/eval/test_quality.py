@@ -20,7 +20,7 @@ from eval.embed import normalise
 from eval.quality import choose, evaluate, load_images
 from eval.quality_figures import cosines_to_centers, cosines_to_means, edges_over, quality_weight, summary, unit
 from eval.verification import reduce_to
-from recognition import memory
+from recognition import checkpoint, memory
 from recognition.backbones import BackboneSettings, build
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, LogSettings
 from recognition.data.plan import Augmentation
@@ -257,6 +257,29 @@ def test_centers_in_blocks(block):
     wanted = dense_cosines(embedding, centers, label)
     np.testing.assert_allclose(own, wanted[0], atol=1e-6)
     np.testing.assert_allclose(other, wanted[1], atol=1e-6)
+
+
+def test_sub_centers_in_half_precision(qaface, images, result, tmp_path):
+    """Two more centres a class: one that nothing is near, one by which every image would be of class 0."""
+    saved = checkpoint.read(max((qaface / "checkpoints").iterdir()))
+    rows = saved.rows(0, 12)
+    weight = rows["weight"]
+    far, near = -weight, torch.zeros_like(weight)
+    near[0] = torch.from_numpy(embed_float64(saved.folder, "backbone.", images.images).mean(axis=0))
+    rows["weight"] = torch.stack([far, weight, near], dim=1).bfloat16()
+    checkpoint.save(tmp_path / "checkpoints", 18, saved.replicated(), rows, 0, saved.state, Ranks())
+    (snapshot,) = evaluate(tmp_path, images, (), threads=1, device="cpu")["snapshots"]
+    embedding = embed_float64(saved.folder, "backbone.", images.images)
+    cosine = unit64(embedding) @ unit64(np.concatenate([far, weight, near[:1]]).astype(float)).T
+    by_class = np.maximum(cosine[:, :12], cosine[:, 12:24])
+    by_class = np.maximum(by_class, 0)  # the zero rows
+    by_class[:, 0] = np.maximum(np.maximum(cosine[:, 0], cosine[:, 12]), cosine[:, 24])
+    mine = np.arange(12) == images.labels[:, None]
+    version = snapshot["versions"][0]
+    assert version["own_cosine"]["mean"] == pytest.approx(by_class[mine].mean(), abs=1e-3)
+    assert version["other_cosine"]["mean"] == pytest.approx(np.where(mine, -2, by_class).max(axis=1).mean(), abs=1e-3)
+    before = result["snapshots"][-1]["versions"][0]["other_cosine"]["mean"]
+    assert version["other_cosine"]["mean"] > before + 0.01
 
 
 def test_one_class_has_no_other():
