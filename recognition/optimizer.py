@@ -2,16 +2,20 @@
 
 Convention: a step is skipped, not repaired, when the head's loss or the backbone's gradient is not finite: parameters
 and their momentum then stay unchanged to the bit, and the host need not look. Loss scaling (fp16 only) multiplies the
-embedding gradient before the backward and is taken out here.
+embedding gradient before the backward and is taken out here. Whoever implements the update, the state has the same
+names, types and values, so that a run can be taken up with another implementation.
 Proven by tests/recognition/test_optimizer.py.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from recognition.errors import SettingsError
 
 GROWTH_INTERVAL = 2000
 """Steps without overflow after which the scale doubles; torch.amp.GradScaler's."""
@@ -19,19 +23,131 @@ GROWTH_INTERVAL = 2000
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How the backbone is learnt. clip_norm: largest norm of its gradient over all parameters; None: no clipping."""
+    """How the backbone is learnt.
+
+    clip_norm: largest norm of its gradient over all parameters; None: no clipping.
+    implementation: who computes the update. fused: torch's fused kernels, one pass over memory and gated by themselves;
+    auto: fused. foreach: torch's plain operations, at the price of a copy of parameters and state in each step.
+    apex: NVIDIA apex's FusedSGD or FusedAdam, on CUDA, where it has been built from source.
+    """
 
     kind: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_norm: float | None = 5.0
+    implementation: Literal["auto", "fused", "foreach", "apex"] = "auto"
+
+
+class FusedUpdate:
+    """torch's fused kernels, which skip the update themselves where a flag is set: GradScaler's own mechanism."""
+
+    def __init__(self, settings: OptimizerSettings, parameters: list[nn.Parameter]) -> None:
+        self.torch = _torch_optimizer(settings, parameters, fused=True)
+
+    def step(self, lr: float, bad: Tensor) -> None:
+        """Update the parameters from their gradients; nothing changes where `bad` (boolean scalar) is set."""
+        _set_lr(self.torch, lr)
+        self.torch.__dict__.update(grad_scale=None, found_inf=bad.float())
+        self.torch.step()
+
+
+class ForeachUpdate:
+    """torch's plain operations on lists of tensors. They know no gate: what was is kept and put back."""
+
+    def __init__(self, settings: OptimizerSettings, parameters: list[nn.Parameter]) -> None:
+        # capturable: AdamW's step counts stay on the device, else the host would read each of them in each step.
+        on_device = {"capturable": parameters[0].is_cuda} if settings.kind == "adamw" else {}
+        self.torch = _torch_optimizer(settings, parameters, foreach=True, **on_device)
+
+    def step(self, lr: float, bad: Tensor) -> None:
+        """See `FusedUpdate.step`."""
+        _set_lr(self.torch, lr)
+        parameters = [p for group in self.torch.param_groups for p in group["params"]]
+        tensors = parameters + [value for p in parameters for value in self.torch.state[p].values()]
+        before = [tensor.clone() for tensor in tensors]
+        self.torch.step()
+        for tensor, old in zip(tensors, before, strict=True):
+            torch.where(bad, old, tensor, out=tensor)
+
+
+class ApexUpdate:
+    """NVIDIA apex's FusedSGD and FusedAdam, which skip the update where `_dummy_overflow_buf` holds 1.
+
+    FusedAdam counts steps in its parameter group, for all parameters alike; the state's counts, as torch's, are the
+    ones that hold. It asks a gradient scaler for the flag and the scale: this object is one.
+    """
+
+    def __init__(self, settings: OptimizerSettings, parameters: list[nn.Parameter]) -> None:
+        sgd, adam = apex_optimizers(parameters[0].device)
+        decay, self.is_adam = settings.weight_decay, settings.kind == "adamw"
+        if self.is_adam:
+            self.torch = adam(parameters, settings.lr, weight_decay=decay, adam_w_mode=True, capturable=True)
+            count = torch.zeros(1, dtype=torch.int32, device=parameters[0].device)
+            self.torch.param_groups[0]["step"] = count
+        else:
+            self.torch = sgd(parameters, settings.lr, settings.momentum, weight_decay=decay)
+
+    def step(self, lr: float, bad: Tensor) -> None:
+        """See `FusedUpdate.step`."""
+        self.bad = bad
+        self.torch._dummy_overflow_buf.copy_(bad)  # before the step too: FusedAdam counts by it before it asks
+        if not self.is_adam:
+            _set_lr(self.torch, lr)
+            self.torch.step()
+            return
+        group = self.torch.param_groups[0]
+        group["lr"].fill_(lr)
+        counts = [self.torch.state[p]["step"] for p in group["params"]]
+        group["step"].copy_(counts[0])
+        self.torch.step(grad_scaler=self)
+        torch._foreach_add_(counts, (~bad).float())
+
+    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[torch.device, Tensor]:
+        return {self.bad.device: self.bad.float()}
+
+    def _get_scale_async(self) -> Tensor:
+        return torch.ones(1, device=self.bad.device)
+
+
+UPDATES: dict[str, Any] = {
+    "auto": FusedUpdate, "fused": FusedUpdate, "foreach": ForeachUpdate, "apex": ApexUpdate,
+}
+
+
+def apex_optimizers(device: torch.device) -> tuple[Any, Any]:
+    """NVIDIA apex's FusedSGD and FusedAdam. Raises SettingsError where they are missing or cannot run."""
+    try:
+        import_module("amp_C")  # its kernels: a build without them has the classes all the same
+        from apex.optimizers import FusedAdam, FusedSGD
+    except ImportError as error:
+        raise SettingsError(
+            "optimizer.implementation=apex needs NVIDIA's apex with its CUDA kernels: git clone "
+            "https://github.com/NVIDIA/apex, then in it APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
+            "--no-build-isolation . (the package apex on PyPI is another project); or choose auto"
+        ) from error
+    if device.type != "cuda":
+        raise SettingsError(f"optimizer.implementation=apex runs on CUDA only, not on {device.type}: choose auto")
+    return FusedSGD, FusedAdam
+
+
+def _torch_optimizer(settings: OptimizerSettings, parameters: list[nn.Parameter], **options: Any) -> Any:
+    decay = settings.weight_decay
+    if settings.kind == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=decay, **options)
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=decay, **options)
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 class BackboneOptimizer:
-    """torch's fused SGD or AdamW with clipping and a loss scale, gated by a flag on the device.
+    """SGD or AdamW with clipping and a loss scale, gated by a flag on the device.
 
     scale: scalar float32 on the device, 1 unless `scaled` (fp16).
+    Raises SettingsError when apex is asked for where it cannot run.
     """
 
     def __init__(
@@ -44,13 +160,8 @@ class BackboneOptimizer:
         device = parameters[0].device
         self.scale = torch.tensor(65536.0 if scaled else 1.0, device=device)
         self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
-        self.torch: torch.optim.Optimizer
-        if settings.kind == "sgd":
-            self.torch = torch.optim.SGD(
-                parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
-            )
-        else:
-            self.torch = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
+        self.update = UPDATES[settings.implementation](settings, parameters)
+        self.torch = self.update.torch
         self._fill_state(parameters)
 
     def _fill_state(self, parameters: list[nn.Parameter]) -> None:
@@ -78,13 +189,8 @@ class BackboneOptimizer:
             share = share * (self.settings.clip_norm / norm.clamp_min(1e-6)).clamp(max=1.0)
         if self.scaled or self.settings.clip_norm is not None:
             torch._foreach_mul_(gradients, share)
-        for group in self.torch.param_groups:
-            group["lr"] = lr
-        # The fused kernels skip the update themselves where this flag is set: GradScaler's own mechanism.
-        self.torch.__dict__.update(grad_scale=None, found_inf=bad.float())
-        self.torch.step()
-        # set_to_none=False: with DDP the gradients are views of its buckets.
-        self.torch.zero_grad(set_to_none=False)
+        self.update.step(lr, bad)
+        torch._foreach_zero_(gradients)  # and not to None: with DDP they are views of its buckets
         if self.scaled:
             # An unusable loss says nothing about the scale: only an overflow of the backward halves it.
             scale, good_steps = self.scale.clone(), self.good_steps.clone()
