@@ -189,7 +189,7 @@ def initial_state(name: str, num_classes: int, settings: dict[str, Any] | None =
     return {}
 
 
-def _advance(name: str, v: SimpleNamespace, state: dict[str, Any], cosine: Tensor, target: Tensor,
+def _advance(name: str, v: SimpleNamespace, state: dict[str, Any], cosine: Tensor, left_out: Tensor,
              row_weight: Tensor) -> dict[str, Any]:
     """The state that this step uses, from the whole batch, without gradient."""
     c = v.c.detach()
@@ -203,7 +203,7 @@ def _advance(name: str, v: SimpleNamespace, state: dict[str, Any], cosine: Tenso
         return {"t": 0.99 * state["t"] + 0.01 * c.mean()}
     if name == "adacos" and v.dynamic:  # Zhang et al. 2019, eqs. 13 to 15; the limits are the project's
         exponential = torch.exp(state["s"] * cosine.detach()) * row_weight
-        average = exponential.masked_fill(target, 0).sum(dim=1).mean()
+        average = exponential.masked_fill(left_out, 0).sum(dim=1).mean()
         scale = torch.log(average) / torch.cos(torch.acos(c).median().clamp_max(PI / 4))
         return {"s": scale.clamp(1, v.s)}
     return dict(state)
@@ -252,19 +252,19 @@ def margin_loss(cosine: Tensor, norm: Tensor, column: Tensor, name: str, setting
     """Mean loss over the batch and the advanced state.
 
     cosine: [B, k].  norm: [B] raw lengths.  column: [B] each target's column.  row_weight: [k], see `row_weights`.
-    draws: [B] standard normal numbers.  bias: the trained one.  filter_above: larger cosines of negatives do not count.
+    draws: [B] standard normal numbers.  bias: the trained one.  filter_above: negatives of larger cosine are in no sum.
     """
     p = DEFAULTS[name] | settings
     target = torch.nn.functional.one_hot(column, cosine.shape[1]).bool()
     v = SimpleNamespace(**p, c=cosine[target], norm=norm, draws=draws, bias=bias)
     v.theta = _Arccos.apply(v.c)
-    v.state = _advance(name, v, state, cosine, target, row_weight)
+    left_out = target if filter_above is None else target | (cosine.detach() > filter_above)
+    v.state = _advance(name, v, state, cosine, left_out, row_weight)
     positive = TARGETS[name](v)
     if p.get("straight_through"):
         plain = p["s"] * v.c
         positive = plain + (positive - plain).detach()
     negative = _negatives(name, v, cosine)
-    left_out = target if filter_above is None else target | (cosine.detach() > filter_above)
     if name in BINARY:
         sums = (_softplus(negative) * row_weight).masked_fill(left_out, 0).sum(dim=1)
         if name == "uniface":
