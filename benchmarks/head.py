@@ -271,6 +271,8 @@ def peak_bytes(problem: Problem, variant: Variant, steps: int = 3) -> tuple[int 
     gc.collect()
     before = memory_now(problem.device)
     contestant = build(variant, problem)
+    for tensor in contestant.state.values():
+        tensor.mul_(1)  # memory that was never written may not be resident yet
     restart_high_water(problem.device)
     state = sum(tensor.numel() * tensor.element_size() for tensor in contestant.state.values())
     try:
