@@ -53,6 +53,7 @@ def usable(
         and margin.plain_negatives
         and type(margin).scale is Margin.scale
         and not margin.binary
+        and not hasattr(margin, "queue")  # past embeddings take passes of their own
         and margin.centers_per_class == 1
         and margin.largest_negative() <= SAFE_LOGIT
         and type(optimizer) is RowSGD
@@ -126,7 +127,7 @@ def apply_gradients(
 
     work = _Scratch(rows, x_hat, tile_bytes)
     batch = len(work.x)
-    normalizer = _padded(log_z.float(), batch, torch.inf)  # e^−∞: the padding adds nothing
+    normalizer = _padded(log_z.float(), batch, 0)  # the padding's x̂ is zero: any number of it adds nothing
     of_target = _padded(of_target.float(), batch, 0)
     finite = finite.view(torch.uint8)
     coefficients = x_hat.new_empty(batch, work.capacity)

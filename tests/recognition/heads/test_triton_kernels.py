@@ -269,7 +269,7 @@ def test_target_is_left_out_and_not_subtracted(interpreter):
 def test_who_may_use_the_kernels(name):
     pytest.importorskip("triton")
     expected = name in {"normface", "sphereface", "cosface", "arcface", "combined", "magface", "adaface",
-                        "elasticface", "broadface"}
+                        "elasticface"}
     cuda, half = torch.device("cuda"), torch.bfloat16
     margin = MARGINS[name]()
     assert fused.usable(margin, OPTIMIZER, cuda, half, torch.float32) == expected
