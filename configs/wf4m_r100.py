@@ -18,6 +18,7 @@ from recognition.backbones import BackboneSettings
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, LogSettings
 from recognition.data.plan import Augmentation
 from recognition.heads.margins import ArcFace
+from recognition.heads.row_optimizers import RowSGD
 from recognition.heads.sharded import HeadSettings
 from recognition.memory import QAFace
 from recognition.optimizer import OptimizerSettings
@@ -32,7 +33,7 @@ def config() -> Config:
         epochs=24,
         data=DataSettings("data/webface4m", augmentation=Augmentation(crop=0.2, downsample=0.2)),
         backbone=BackboneSettings("iresnet100", embedding_size=512),
-        head=HeadSettings(ArcFace(s=64.0, m=0.5), weight_decay=1e-4, inject=QAFace()),
+        head=HeadSettings(ArcFace(s=64.0, m=0.5), optimizer=RowSGD(weight_decay=1e-4), inject=QAFace()),
         optimizer=OptimizerSettings(lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule=ScheduleSettings("step", milestones=(10, 16, 22), factor=0.1),
         evaluation=EvaluationSettings(sets=("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")),

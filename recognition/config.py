@@ -25,6 +25,7 @@ from recognition.backbones import BackboneSettings
 from recognition.data.plan import Augmentation
 from recognition.errors import SettingsError
 from recognition.heads.margins import MARGINS, ArcFace, Margin
+from recognition.heads.row_optimizers import ROW_OPTIMIZERS, RowOptimizer
 from recognition.heads.sharded import HeadSettings
 from recognition.memory import INJECTIONS, Injection
 from recognition.optimizer import OptimizerSettings
@@ -105,11 +106,12 @@ class Config:
 VARIANTS: dict[type, dict[str, type]] = {
     Margin: dict(MARGINS),
     Injection: dict(INJECTIONS),
+    RowOptimizer: dict(ROW_OPTIMIZERS),
 }
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
 
 FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.reader",
-                  "data.threads", "head.logit_bytes")
+                  "data.threads", "head.tile_bytes")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
 fingerprint, not by its place."""
 
@@ -350,10 +352,17 @@ def _value_problems(config: Config) -> list[str]:
         ("data.root", c.data.root, bool, "the folder of a RecordIO set; give --set data.root=FOLDER"),
         ("data.threads", c.data.threads, lambda v: 0 <= v <= 1024, "0 to 1024"),
         ("head.sample_rate", c.head.sample_rate, lambda v: 0 < v <= 1, "above 0, at most 1"),
-        ("head.momentum", c.head.momentum, lambda v: 0 <= v < 1, "0 ≤ momentum < 1"),
-        ("head.weight_decay", c.head.weight_decay, lambda v: 0 <= v < 1, "0 ≤ weight decay < 1"),
+        ("head.optimizer.momentum", getattr(c.head.optimizer, "momentum", 0.0), lambda v: 0 <= v < 1,
+         "0 ≤ momentum < 1"),
+        ("head.optimizer.weight_decay", getattr(c.head.optimizer, "weight_decay", 0.0), lambda v: 0 <= v < 1,
+         "0 ≤ weight decay < 1"),
+        ("head.optimizer.beta1", getattr(c.head.optimizer, "beta1", 0.0), lambda v: 0 <= v < 1, "0 ≤ beta1 < 1"),
+        ("head.optimizer.beta2", getattr(c.head.optimizer, "beta2", 0.0), lambda v: 0 <= v < 1, "0 ≤ beta2 < 1"),
+        ("head.optimizer.epsilon", getattr(c.head.optimizer, "epsilon", 1.0), lambda v: 0 < v <= 1,
+         "above 0, at most 1"),
         ("head.lr_scale", c.head.lr_scale, lambda v: 0 <= v < 1e6, "0 or more"),
-        ("head.logit_bytes", c.head.logit_bytes, lambda v: v >= 1 << 16, "at least 65536"),
+        ("head.tile_bytes", c.head.tile_bytes, lambda v: v == 0 or v >= 1 << 16, "0, or at least 65536"),
+        ("head.ignore_above", c.head.ignore_above, lambda v: v is None or -1 <= v <= 1, "-1 to 1, or none"),
         ("head.margin.s", c.head.margin.s, lambda v: 0.01 <= v <= 1000, "0.01 to 1000"),
         ("head.margin.m", getattr(c.head.margin, "m", 0.0), lambda v: 0 <= v < 3, "0 to 3"),
         ("head.inject.strength", inject.strength, lambda v: 0 <= v <= 100, "0 to 100"),
@@ -387,4 +396,8 @@ def _value_problems(config: Config) -> list[str]:
         if isinstance(value, float) and not math.isfinite(value) and name not in named
     ]
     problems += [f"head.margin.{mistake}" for mistake in c.head.margin.mistakes()]
+    if c.head.margin.centers_per_class > 1 and inject.is_on:
+        problems.append("head.inject: does not go together with sub-centres: which of a class's rows would be meant?")
+    if hasattr(c.head.margin, "queue") and c.head.sample_rate < 1:
+        problems.append("head.sample_rate: BroadFace's past embeddings meet all classes; expected 1")
     return problems + backbones.mistakes(c.backbone)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from recognition.distributed import Ranks, sum_over_ranks
 from recognition.vectors import unit, unit_gradient
 
 SMALLEST_DEVIATION = 1e-6
@@ -121,19 +122,20 @@ def effective_gradient(
 class Memory:
     """One shard's memory rows and their stamps, and the statistics of the norms, which are the same on all ranks.
 
-    rows: [C_r, d] float32.  stamp: [C_r] int64, the step of the last write, −1 for never.
+    rows: [C_r, d], as stored: float32, or bfloat16 rounded to the nearest.
+    stamp: [C_r] int64, the step of the last write, −1 for never.
     statistics: [3] float32: μ, σ, and whether there have been any (0 or 1).
     seen: figures of the last write for the log, [4] float32: samples, unrecognisable, unusable, sum of weights.
     injected: samples of the last step whose own class on this shard was injected, scalar.
     """
 
     def __init__(self, injection: Injection, num_rows: int, size: int, device: torch.device, batch_size: int,
-                 start_step: int) -> None:
+                 start_step: int, stored: torch.dtype = torch.float32) -> None:
         self.injection = injection
         self.start_step = start_step
         samples = injection.max_age_samples
         self.max_age = injection.max_age if samples is None else samples // batch_size
-        self.rows = torch.zeros(num_rows, size, device=device)
+        self.rows = torch.zeros(num_rows, size, device=device, dtype=stored)
         self.stamp = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
         self.statistics = torch.zeros(3, device=device)
         self.seen = torch.zeros(4, device=device)
@@ -154,12 +156,37 @@ class Memory:
         for low in range(0, len(weight), rows_at_once):
             part = slice(low, low + rows_at_once)
             fresh = self.fresh(part, step)
-            w_hat = unit(weight[part])
-            cosine = (w_hat * effective_centers(weight[part], self.rows[part], fresh, self.injection)).sum(dim=1)
+            w_hat = unit(weight[part].float())
+            memory = self.rows[part].float()
+            cosine = (w_hat * effective_centers(weight[part].float(), memory, fresh, self.injection)).sum(dim=1)
             angle = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
-            ratio = self.injection.strength * torch.linalg.vector_norm(self.rows[part], dim=1)
+            ratio = self.injection.strength * torch.linalg.vector_norm(memory, dim=1)
             total[:3] += torch.stack([fresh.sum(), (ratio * fresh).sum(), (angle * fresh).sum()]).double()
         return total
+
+    def figures(self, weight: Tensor, step: int, ranks: Ranks) -> dict[str, float]:
+        """What injection does, for the log, over all ranks. A collective: all ranks call it.
+
+        norm_mean, norm_deviation: μ and σ.  unrecognizable, unusable: shares of the last batch with f = 0, and with an
+        embedding that is zero or not finite.  mean_weight: of the others.  fresh: share of all classes;
+        memory_ratio: mean ‖λM‖/‖Ŵ‖ and center_angle: mean degrees from Ŵ to W̃, over fresh classes.
+        injected_positives: share of the last batch whose own class was injected.
+        """
+        last = torch.stack([self.injected.double(), *self.totals(weight, step)])
+        injected, fresh, ratio, angle, rows = sum_over_ranks(last, ranks).tolist()
+        samples, unrecognizable, unusable, weight_sum = self.seen.tolist()
+        mean, deviation, _ = self.statistics.tolist()
+        return {
+            "norm_mean": mean,
+            "norm_deviation": deviation,
+            "unrecognizable": unrecognizable / max(samples, 1),
+            "unusable": unusable / max(samples, 1),
+            "mean_weight": weight_sum / max(samples - unrecognizable - unusable, 1),
+            "fresh": fresh / max(rows, 1),
+            "memory_ratio": ratio / max(fresh, 1),
+            "center_angle": angle / max(fresh, 1),
+            "injected_positives": injected / max(samples, 1),
+        }
 
     @torch.no_grad()
     def write(self, embedding: Tensor, norm: Tensor, local_label: Tensor, step: int, good: Tensor) -> None:
@@ -186,7 +213,7 @@ class Memory:
         order = weight if self.injection.duplicates == "hardest" else None
         winner = last_of_each(local_label, writes, order)
         row = local_label[winner]
-        self.rows[row] = unit(embedding[winner]) * weight[winner, None]
+        self.rows[row] = (unit(embedding[winner]) * weight[winner, None]).to(self.rows.dtype)
         self.stamp[row] = step
 
     def _update_statistics(self, norm: Tensor, good: Tensor) -> None:

@@ -185,7 +185,8 @@ def assemble(config: Config, ranks: Ranks) -> Run:
         backbone,
         distributed.replicate(backbone, ranks, torch.zeros(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=ranks.device)),
         ShardedHead(
-            config.head, dataset.num_classes, size, ranks, config.seed, product_dtype, config.batch_size, start_step
+            config.head, dataset.num_classes, size, ranks, config.seed, product_dtype, config.batch_size, start_step,
+            plan.steps_per_epoch,
         ),
         BackboneOptimizer(config.optimizer, backbone.named_parameters(), scaled=product_dtype == torch.float16),
         BatchStatistics(backbone, ranks),
@@ -244,6 +245,7 @@ def replicated_state(run: Run) -> dict[str, Tensor]:
         parts["momentum"] = run.momentum.module.state_dict()
     if run.head.memory:
         parts["memory"] = {"statistics": run.head.memory.statistics}
+    parts["head"] = run.head.replicated()
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recognition.heads.row_optimizers import RowSGD as RowSGD
 from recognition.streams import stream_key, uniform
 
 _CENTERS = 0x63656E74657273  # keeps this use of a seed apart from others

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recognition.heads.centers import RowSGD
 from recognition.heads.margins import Margin
+from recognition.heads.row_optimizers import RowSGD
 from recognition.memory import VPL, Injection
 
 BLOCK = 128

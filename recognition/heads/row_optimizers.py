@@ -72,7 +72,7 @@ class RowSGD(RowOptimizer):
     def update(
         self,
         weight: Tensor,
-        state: Mapping[str, Tensor] | Tensor,
+        state: Mapping[str, Tensor],
         gradient: Tensor,
         lr: float,
         finite: Tensor,
@@ -80,7 +80,7 @@ class RowSGD(RowOptimizer):
     ) -> None:
         """See `RowOptimizer.update`."""
         self._make_up(weight, lr, finite, skipped)
-        velocity = state if isinstance(state, Tensor) else state["velocity"]
+        velocity = state["velocity"]
         gradient.add_(weight, alpha=self.weight_decay).add_(velocity, alpha=self.momentum)
         _gated_sgd(weight, gradient, lr, finite, keep=velocity)
 

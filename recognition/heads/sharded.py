@@ -1,42 +1,52 @@
-"""The sharded head: class centres split over ranks, a tiled margin softmax, and its gradients, in one call a step.
+"""The sharded head: class centres split over ranks, a tiled loss, and its gradients, in one call a step.
 
-The head is no link of the autograd graph. `step` gathers the embeddings, picks the rows of this step, forms their
-effective centres tile by tile, computes the loss over all ranks' rows, updates the centres it used and returns this
+The head is no link of the autograd graph. `step` gathers the embeddings, picks the classes of this step, forms their
+effective centres tile by tile, computes the loss over all ranks' classes, updates the centres it used and returns this
 rank's part of the embedding gradient, which the caller sends through the backbone.
 
-Shapes: b rows a rank, B = R·b in the global batch, d embedding size, C classes, C_r of them on this rank, k rows of
-the shard used in this step, T rows of one tile.
+Shapes: b rows a rank, B = R·b in the global batch, N samples that the centres learn from (B, and BroadFace's past
+ones), d embedding size, C classes, C_r of them on this rank, k of them used in this step, T classes of one tile, K
+centres a class (1 but for sub-centres).
 
-Two passes over tiles of T rows, so that neither [B, k] logits nor a [k, d] gradient has to exist:
-  1. cosines → Σ_j≠y exp(logit_j) per sample, the target left out inside the tile, and the target's cosine;
-     one all-reduce of [B, 2] joins the ranks;
+Two passes over tiles of classes, so that neither [B, k] logits nor a [k, d] gradient has to exist (passes.py; fused.py
+on CUDA where it can):
+  1. cosines → Σ_j≠y of a sample's negatives; one all-reduce of [N, 2] joins them over ranks, with the target's cosine
+     beside it;
   2. cosines again → coefficients ∂L/∂cosine → embedding gradient (summed over tiles and ranks) and the tile's centre
      gradient, applied to the tile's rows on the spot.
-When one tile holds all k rows, the cosines of pass 1 are kept and pass 2 computes no product again.
 
-The unit vectors bound the logits by s. Up to s = 70 their exponentials fit float32 without a running maximum; above,
-the maximum over ranks is subtracted first (one more all-reduce of [B]).
-Proven by tests/recognition/heads/test_sharded.py against a dense float64 head on 1, 2 and 4 processes.
+The unit vectors bound the logits. Up to 70 their exponentials fit float32 without a running maximum; above, each sample
+keeps one (and one more all-reduce of [N]). Margins whose negatives depend on all target cosines take one all-reduce of
+[N] before the sums; AdaCos one more pass. docs/heads.md has the list. The host waits for the device nowhere.
+Proven by tests/recognition/heads/test_sharded.py and, every margin against a dense float64 head on 1, 2 and 4
+processes, test_head_parity.py beside it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from recognition.distributed import Ranks, gather_rows, max_over_ranks, reduce_scatter_rows, sum_over_ranks
-from recognition.heads.centers import RowSGD, initial_centers, shard_range
+from recognition.distributed import Ranks, gather_rows, reduce_scatter_rows, sum_over_ranks
+from recognition.heads import fused
+from recognition.heads.broadface import PastEmbeddings
+from recognition.heads.fused_passes import FusedPasses
 from recognition.heads.margins import Batch, Margin, target_logit
-from recognition.memory import Injection, Memory, effective_centers, effective_gradient
+from recognition.heads.passes import Step, Terms, TiledPasses, softplus
+from recognition.heads.row_optimizers import RowOptimizer, RowSGD
+from recognition.heads.sampling import Rows, pick_rows
+from recognition.heads.shard import Shard
+from recognition.heads.subcenters import Dominance
+from recognition.memory import Injection, Memory
 from recognition.streams import stream_key
 from recognition.vectors import unit, unit_gradient
 
-_NEGATIVES = 0x6E656761746976  # keeps this use of a seed apart from others
+_NEGATIVES = 0x6E656761746976  # keeps these uses of a seed apart from others
+_DRAWS = 0x6472617773
 
-SAFE_LOGIT = 70.0
-"""Largest logit whose exponential, summed over 10^7 classes, float32 still holds: e^70 · 10^7 = 2.5e37 < 3.4e38."""
+TILE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Default of `tile_bytes` by kind of device."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +54,23 @@ class HeadSettings:
     """How the classes are learnt.
 
     sample_rate: share of each shard's classes that a step uses; the classes present in the batch always are.
-    momentum, weight_decay: of the centres' row-wise SGD.  lr_scale: their learning rate over the backbone's.
-    logit_bytes: memory that one tile of logits may take on a rank.  inject: what is mixed into the centres.
+    optimizer: of the centres' rows.  lr_scale: their learning rate over the backbone's.
+    catch_up_decay: a row makes up for the weight decay of the steps that did not use it.
+    storage: of centres, their optimiser's rows and the memory; bf16 is rounded stochastically.
+    inject: what is mixed into the centres.  ignore_above: negatives with a larger cosine are taken for the same person
+    under another label and left out (none: no negative is).
+    tile_bytes: memory that a step may take for tiles and kept cosines, each; 0: 16 MiB on a CPU, 256 MiB on a GPU.
     """
 
     margin: Margin
     sample_rate: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    optimizer: RowOptimizer = RowSGD()  # noqa: RUF009 (frozen)
     lr_scale: float = 1.0
-    logit_bytes: int = 1 << 28
+    catch_up_decay: bool = False
+    storage: Literal["fp32", "bf16"] = "fp32"
     inject: Injection = Injection()  # noqa: RUF009 (frozen)
+    ignore_above: float | None = None
+    tile_bytes: int = 0
 
 
 class HeadStep(NamedTuple):
@@ -62,7 +78,7 @@ class HeadStep(NamedTuple):
 
     loss: scalar float32, the mean over the global batch, the same on all ranks.
     embedding_gradient: [b, d] float32, ∂loss/∂embedding of this rank's rows (it carries 1/B).
-    finite: boolean scalar on the device, the same on all ranks. False: no centre was changed.
+    finite: boolean scalar on the device, the same on all ranks. False: nothing was changed.
     embedding, label: the global batch, [B, d] float32 and [B] int64, for `remember`.
     """
 
@@ -73,49 +89,12 @@ class HeadStep(NamedTuple):
     label: Tensor
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of the shard that a step uses.
-
-    index: [k] int64 rows of the shard, sorted; None means all of them.
-    column: [B] int64, the place among the used rows of each sample's class; −1 where another rank owns it.
-    count: k, how many rows are used.
-    """
-
-    index: Tensor | None
-    column: Tensor
-    count: int
-
-    def tile(self, low: int, high: int) -> Tensor | slice:
-        """What selects the used rows [low, high) from a tensor of the shard's rows."""
-        return slice(low, high) if self.index is None else self.index[low:high]
-
-
-_Tile = tuple[int, int, Tensor, Tensor]
-
-
-def pick_rows(local_label: Tensor, num_rows: int, sample_rate: float, generator: torch.Generator) -> Rows:
-    """All classes of the batch that this shard owns, and random others up to `sample_rate` of the shard.
-
-    local_label: [B] int64, label − start; owned where in [0, num_rows).
-    """
-    owned = (local_label >= 0) & (local_label < num_rows)
-    if sample_rate >= 1:
-        return Rows(None, torch.where(owned, local_label, -1), num_rows)
-    positive = torch.unique(local_label[owned])
-    count = max(len(positive), int(sample_rate * num_rows))
-    score = torch.rand(num_rows, generator=generator, device=local_label.device)
-    score[positive] = 2.0
-    index = score.topk(count).indices.sort().values
-    column = torch.searchsorted(index, local_label)
-    return Rows(index, torch.where(owned, column, -1), count)
-
-
 class ShardedHead:
-    """One rank's share of the classes: centres, their momentum, and the step that trains them.
+    """One rank's share of the classes: centres, what is remembered of them, and the step that trains them.
 
-    weight, velocity: [C_r, d] float32. product_dtype: of the matrix products; everything else is float32.
+    product_dtype: of the matrix products' factors; they are summed, and all else is computed, in `dtype`.
     batch_size, start_step: of the run, for injection's age in samples and for when it starts.
+    steps_per_epoch: for settings that count in epochs.
     """
 
     def __init__(
@@ -128,31 +107,81 @@ class ShardedHead:
         product_dtype: torch.dtype = torch.float32,
         batch_size: int = 1,
         start_step: int = 0,
+        steps_per_epoch: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.settings = settings
-        self.num_classes = num_classes
-        self.ranks = ranks
-        self.seed = seed
-        self.product_dtype = product_dtype
-        self.start, self.stop = shard_range(num_classes, ranks.rank, ranks.world_size)
-        self.optimizer = RowSGD(settings.momentum, settings.weight_decay)
-        self.weight = initial_centers(seed, self.start, self.stop, embedding_size, ranks.device)
-        self.velocity = torch.zeros_like(self.weight)
-        self.memory = None
+        margin = settings.margin
+        self.settings, self.margin = settings, margin
+        self.num_classes, self.ranks, self.seed = num_classes, ranks, seed
+        self.dtype, self.product_dtype = dtype, torch.float64 if dtype == torch.float64 else product_dtype
+        stored = torch.bfloat16 if settings.storage == "bf16" else dtype
+        self.shard = Shard(num_classes, embedding_size, margin.centers_per_class, ranks, seed, settings.optimizer,
+                           stored, dtype, settings.catch_up_decay)
         if settings.inject.is_on:
-            rows = self.stop - self.start
-            self.memory = Memory(settings.inject, rows, embedding_size, ranks.device, batch_size, start_step)
+            self.shard.inject(settings.inject, batch_size, start_step)
+        initial = margin.initial_state(num_classes)
+        self.margin_state = {name: torch.tensor(v, dtype=dtype, device=ranks.device) for name, v in initial.items()}
+        self.bias_velocity = torch.zeros((), dtype=dtype, device=ranks.device)
+        queue = getattr(margin, "queue", 0)
+        self.past = PastEmbeddings(queue, embedding_size, ranks, dtype) if queue else None
+        self.dominance = Dominance.of(margin, self.shard.classes, ranks, steps_per_epoch)
+        kind = FusedPasses if self._may_fuse() else TiledPasses
+        self.passes = kind(
+            self.shard, margin, ranks, dtype, self.product_dtype,
+            settings.tile_bytes or TILE_BYTES[ranks.device.type], settings.ignore_above,
+        )
+
+    def _may_fuse(self) -> bool:
+        """Whether the CUDA kernels know all that these settings ask for."""
+        settings = self.settings
+        special = settings.ignore_above is not None or settings.catch_up_decay or self.past or self.dominance
+        return not special and fused.usable(
+            settings.margin, settings.optimizer, self.ranks.device, self.product_dtype, self.weight.dtype
+        )
+
+    @property
+    def start(self) -> int:
+        """First class of this rank."""
+        return self.shard.start
+
+    @property
+    def stop(self) -> int:
+        """One past the last class of this rank."""
+        return self.shard.stop
+
+    @property
+    def weight(self) -> Tensor:
+        """[C_r·K, d], as stored."""
+        return self.shard.weight
+
+    @property
+    def memory(self) -> Memory | None:
+        """What is remembered of the classes; None without injection."""
+        return self.shard.memory
 
     def state(self) -> dict[str, Tensor]:
         """The tensors whose row j belongs to class start + j: what a checkpoint stores and another sharding cuts."""
-        rows = {"weight": self.weight, "velocity": self.velocity}
-        return rows if self.memory is None else rows | {"memory": self.memory.rows, "stamp": self.memory.stamp}
+        tensors = self.shard.tensors()
+        return tensors if self.dominance is None else tensors | {"chosen": self.dominance.chosen}
+
+    def replicated(self) -> dict[str, Tensor]:
+        """The tensors of the margin that are the same on all ranks; the memory has its own (`Memory.statistics`)."""
+        learnt = {"bias_velocity": self.bias_velocity} if self.margin.binary else {}
+        return self.margin_state | learnt | ({} if self.past is None else self.past.state())
 
     def rows(self, label: Tensor, step: int) -> Rows:
-        """The rows of this step for the global batch's labels [B]: a pure function of (seed, step, rank, labels)."""
-        generator = torch.Generator(label.device)
-        generator.manual_seed(int(stream_key(_NEGATIVES, self.seed, step, self.ranks.rank)[0] >> 1))
-        return pick_rows(label - self.start, len(self.weight), self.settings.sample_rate, generator)
+        """The classes of this step for the global batch's labels [B]: a function of (seed, step, rank, labels)."""
+        generator = self._generator(_NEGATIVES, step, self.ranks.rank)
+        return pick_rows(label - self.start, self.shard.classes, self.settings.sample_rate, generator)
+
+    def draws(self, step: int, count: int) -> Tensor:
+        """A standard normal number for each row of the global batch, [count], the same on all ranks."""
+        return torch.randn(count, generator=self._generator(_DRAWS, step), device=self.ranks.device, dtype=self.dtype)
+
+    def _generator(self, *key: int) -> torch.Generator:
+        generator = torch.Generator(self.ranks.device)
+        generator.manual_seed(int(stream_key(key[0], self.seed, *key[1:])[0] >> 1))
+        return generator
 
     @torch.no_grad()
     def step(self, embedding: Tensor, label: Tensor, step: int, lr: float) -> HeadStep:
@@ -161,34 +190,27 @@ class ShardedHead:
         embedding: [b, d] raw (not unit length), any float type.  label: [b] int64 in [0, C).
         step: number of this optimiser step, counted from 0.  lr: learning rate of the backbone.
         """
-        x = gather_rows(embedding.detach(), self.ranks).float()
+        x = gather_rows(embedding.detach(), self.ranks).to(self.dtype)
         label = gather_rows(label, self.ranks)
-        rows = self.rows(label, step)
-        x_hat = unit(x).to(self.product_dtype)
+        samples, labels, share = x, label, None
+        if self.past is not None:
+            samples, labels, share = self.past.join(x, label, self.shard, self.ranks)
+        self.shard.begin(step)
+        at = self._begin(samples, labels, step)
+        reduced, sums, peak = self._reduced(at, labels)
+        terms = self._terms(at, sums, peak)
+        if self.dominance is not None:
+            terms = terms.only(reduced[:, 1])
+        finite = torch.isfinite(terms.loss).all() & torch.isfinite(terms.of_target).all()
 
-        total, peak, target_cosine, kept = self._first_pass(x_hat, rows, step)
-        finite = torch.isfinite(total).all() & torch.isfinite(target_cosine).all()
-        batch = Batch(target_cosine, torch.linalg.vector_norm(x, dim=1), None, {})
-        logit, slope, _ = target_logit(target_cosine, self.settings.margin, batch)
-        # log Σ over negatives; −inf where a sample has none.
-        log_others = total.log() + peak
-        loss = torch.nn.functional.softplus(log_others - logit).mean()
-        # 1 − p of the target, without the cancellation of 1 − exp(logit − log Z).
-        missing = torch.sigmoid(log_others - logit)
-        log_z = torch.logaddexp(log_others, logit)
-
-        # 1/B is left to the float32 products: in half precision it would push small probabilities below the smallest
-        # number there is.
-        x_hat_gradient = torch.zeros_like(x)
-        of_target = -missing * slope
-        for low, high, centers, cosine in self._tiles(x_hat, rows, step, kept):
-            coefficient = self._coefficients(cosine, log_z, of_target, rows.column - low)
-            x_hat_gradient += (coefficient @ centers.to(self.product_dtype)).float()
-            gradient = (coefficient.T @ x_hat).float() / len(x)
-            self._update(rows, low, high, self._weight_gradient(gradient, rows, low, high, step), lr, finite)
+        centers_lr = lr * self.settings.lr_scale
+        x_hat_gradient = self.passes.gradients(at, terms, share, len(x), centers_lr, finite)
+        self._commit(at, terms, x, label, lr, finite)
         own = slice(self.ranks.rank * len(embedding), (self.ranks.rank + 1) * len(embedding))
-        gradient = unit_gradient(reduce_scatter_rows(x_hat_gradient, self.ranks) / len(x), x[own])
-        return HeadStep(loss, gradient, finite, x, label)
+        gradient = unit_gradient(reduce_scatter_rows(x_hat_gradient, self.ranks), x[own])
+        if terms.of_norm is not None:
+            gradient += terms.of_norm[-len(x) :][own, None] * at.x_hat[-len(x) :][own]
+        return HeadStep(terms.loss[-len(x) :].mean(), gradient / len(x), finite, x, label)
 
     @torch.no_grad()
     def remember(self, result: HeadStep, momentum_embedding: Tensor | None, step: int, good: Tensor) -> None:
@@ -207,108 +229,92 @@ class ShardedHead:
         self.memory.write(sources[inject.source], norm, result.label - self.start, step, good)
 
     def injection_figures(self, step: int) -> dict[str, float]:
-        """What injection does, for the log, over all ranks; empty without it. A collective: all ranks call it.
+        """What injection does, for the log, over all ranks; empty without it. A collective: all ranks call it."""
+        return {} if self.memory is None else self.memory.figures(self.weight, step, self.ranks)
 
-        norm_mean, norm_deviation: μ and σ.  unrecognizable, unusable: shares of the last batch with f = 0, and with an
-        embedding that is zero or not finite.  mean_weight: of the others.  fresh: share of all classes;
-        memory_ratio: mean ‖λM‖/‖Ŵ‖ and center_angle: mean degrees from Ŵ to W̃, over fresh classes.
-        injected_positives: share of the last batch whose own class was injected.
+    def _begin(self, samples: Tensor, labels: Tensor, step: int) -> Step:
+        x_hat, rows = unit(samples), self.rows(labels, step)
+        normal = self.draws(step, len(samples)) if self.margin.draws else None
+        cosine = torch.zeros_like(samples[:, 0])
+        batch = Batch(cosine, torch.linalg.vector_norm(samples, dim=1), normal, self.margin_state)
+        return Step(x_hat, x_hat.to(self.product_dtype), rows, step, batch, self.passes.tile_bytes)
+
+    def _reduced(self, at: Step, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Over all ranks: target cosines (and what `Dominance` counts) [N, 1 or 2], the negatives' sums, their peak.
+
+        Leaves in `at` the batch with these cosines and the margin's state of this step.
         """
-        if self.memory is None:
-            return {}
-        last = torch.stack([self.memory.injected.double(), *self.memory.totals(self.weight, step)])
-        injected, fresh, ratio, angle, rows = sum_over_ranks(last, self.ranks).tolist()
-        samples, unrecognizable, unusable, weight = self.memory.seen.tolist()
-        figures = {
-            "unrecognizable": unrecognizable / max(samples, 1),
-            "unusable": unusable / max(samples, 1),
-            "mean_weight": weight / max(samples - unrecognizable - unusable, 1),
-            "fresh": fresh / max(rows, 1),
-            "memory_ratio": ratio / max(fresh, 1),
-            "center_angle": angle / max(fresh, 1),
-            "injected_positives": injected / max(samples, 1),
-        }
-        mean, deviation, _ = self.memory.statistics.tolist()
-        return {"norm_mean": mean, "norm_deviation": deviation, **figures}
+        of_targets = self._targets(at, labels)
+        if self.margin.needs_targets:
+            sum_over_ranks(of_targets, self.ranks)
+            at.batch = self._advanced(at, of_targets[:, 0])
+            sums, peak = self.passes.sums(at)
+            return of_targets, sum_over_ranks(sums, self.ranks), peak
+        sums, peak = self.passes.sums(at)
+        both = sum_over_ranks(torch.cat([of_targets, sums], dim=1), self.ranks)
+        of_targets, sums = both.split([of_targets.shape[1], sums.shape[1]], dim=1)
+        at.batch = self._advanced(at, of_targets[:, 0])
+        return of_targets, sums, peak
 
-    def _first_pass(self, x_hat: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor, Tensor, _Tile | None]:
-        """Per sample over all ranks: Σ_j≠y exp(logit_j − peak), peak, target cosine, each [B]; and a tile to keep."""
-        s = self.settings.margin.s
-        sums = x_hat.new_zeros((len(x_hat), 2), dtype=torch.float32)
-        peak = sums.new_zeros(len(x_hat)) if s <= SAFE_LOGIT else self._peak(x_hat, rows, step)
-        kept = None
-        for tile in self._tiles(x_hat, rows, step):
-            low, high, _, cosine = tile
-            mine, column = _targets_in(rows.column - low, high - low)
-            sums[:, 1] += torch.where(mine, cosine.gather(1, column).squeeze(1), 0)
-            sums[:, 0] += _replaced(torch.exp(cosine * s - peak[:, None]), mine, column, 0).sum(dim=1)
-            kept = tile if high - low == rows.count else None
-        sum_over_ranks(sums, self.ranks)
-        return sums[:, 0], peak, sums[:, 1], kept
+    def _targets(self, at: Step, labels: Tensor) -> Tensor:
+        """This rank's part of the target cosines, 0 where another rank owns the class; [N, 1], with counts [N, 2]."""
+        local = labels - self.start
+        owned = (local >= 0) & (local < self.shard.classes)
+        if not self.shard.classes:
+            return at.x_hat.new_zeros(len(labels), 1 + (self.dominance is not None))
+        row = local.clamp(0, self.shard.classes - 1)
+        centers = self.shard.read(row, at.number).effective.view(len(row), -1, at.x_hat.shape[1])
+        every = torch.linalg.vecdot(at.x_hat[:, None], centers)
+        cosine, which = every.max(dim=1)
+        columns = [cosine]
+        if self.dominance is not None:
+            columns.append(self.dominance.counts(every, which, row, owned, at.number))
+        return torch.where(owned[:, None], torch.stack(columns, dim=1), 0)
 
-    def _peak(self, x_hat: Tensor, rows: Rows, step: int) -> Tensor:
-        """Largest logit of a negative over all ranks, [B]."""
-        peak = x_hat.new_full((len(x_hat),), -self.settings.margin.s, dtype=torch.float32)
-        for low, high, _, cosine in self._tiles(x_hat, rows, step):
-            negative = _replaced(cosine, *_targets_in(rows.column - low, high - low), -1)
-            peak = torch.maximum(peak, negative.amax(dim=1) * self.settings.margin.s)
-        return max_over_ranks(peak, self.ranks)
+    def _advanced(self, at: Step, cosine: Tensor) -> Batch:
+        """The batch with reduced target cosines [N] and the margin's state of this step."""
+        before = at.batch._replace(cosine=cosine.clamp(-1, 1))
+        sums = None
+        if self.margin.needs_sums:
+            sums = sum_over_ranks(self.passes.sums(at, over_all=True)[0], self.ranks)[:, 0]
+        return before._replace(state=self.margin.advance(before.state, before, sums))
 
-    def _tiles(self, x_hat: Tensor, rows: Rows, step: int, kept: _Tile | None = None) -> Iterator[_Tile]:
-        """Tiles of the rows used: low, high, effective centres [T, d], cosine [B, T]; just `kept` when there is one."""
-        if kept is not None:
-            yield kept
-            return
-        tile = max(1, self.settings.logit_bytes // (8 * len(x_hat)))
-        for low in range(0, rows.count, tile):
-            high = min(low + tile, rows.count)
-            weight = self._weight_rows(rows, low, high)
-            if self.memory is None:
-                centers = unit(weight)
-            else:
-                where = rows.tile(low, high)
-                centers = effective_centers(
-                    weight, self.memory.rows[where], self.memory.fresh(where, step), self.settings.inject
-                )
-            cosine = x_hat @ centers.to(self.product_dtype).T
-            yield low, high, centers, cosine.float().clamp_(-1, 1)
+    def _terms(self, at: Step, sums: Tensor, peak: Tensor) -> Terms:
+        """Loss of each sample and its derivatives, from the reduced sums."""
+        margin = self.margin
+        logit, slope, by_norm = target_logit(at.batch.cosine, margin, at.batch)
+        if margin.binary:
+            wrong = margin.positive_weight * torch.sigmoid(-logit)
+            loss = margin.positive_weight * softplus(-logit) + margin.negative_weight * sums[:, 0]
+            bias = margin.bias_slope * (margin.negative_weight * sums[:, 1] - wrong)
+            return Terms(loss, -wrong * slope, None, None, bias)
+        # log Σ over negatives; −inf where a sample has none.
+        log_others = sums[:, 0].log() + peak
+        # 1 − p of the target, without the cancellation of 1 − exp(logit − log Z).
+        missing = torch.sigmoid(log_others - logit)
+        loss = softplus(log_others - logit)
+        of_norm = None if by_norm is None else -missing * by_norm
+        with torch.enable_grad():
+            norm = at.batch.norm.detach().requires_grad_()
+            extra = margin.regularizer(norm)
+            if extra is not None:
+                (slope_of_extra,) = torch.autograd.grad(extra.sum(), norm)
+                loss = loss + extra.detach()
+                of_norm = slope_of_extra if of_norm is None else of_norm + slope_of_extra
+        return Terms(loss, -missing * slope, of_norm, torch.logaddexp(log_others, logit), None)
 
-    def _coefficients(self, cosine: Tensor, log_z: Tensor, of_target: Tensor, column: Tensor) -> Tensor:
-        """B·∂loss/∂cosine of one tile, [B, T] in product_dtype: p_j·s for negatives, `of_target` for targets."""
-        s = self.settings.margin.s
-        negative = cosine.mul(s).sub_(log_z[:, None]).exp_().mul_(s)
-        mine, column = _targets_in(column, cosine.shape[1])
-        return _replaced(negative, mine, column, of_target).to(self.product_dtype)
-
-    def _weight_gradient(self, gradient: Tensor, rows: Rows, low: int, high: int, step: int) -> Tensor:
-        """∂loss/∂W of a tile from that by its effective centres, both [T, d] float32."""
-        weight = self._weight_rows(rows, low, high)
-        if self.memory is None:
-            return unit_gradient(gradient, weight)
-        where = rows.tile(low, high)
-        fresh = self.memory.fresh(where, step)
-        return effective_gradient(gradient, weight, self.memory.rows[where], fresh, self.settings.inject)
-
-    def _weight_rows(self, rows: Rows, low: int, high: int) -> Tensor:
-        return self.weight[rows.tile(low, high)]
-
-    def _update(self, rows: Rows, low: int, high: int, gradient: Tensor, lr: float, finite: Tensor) -> None:
-        where = rows.tile(low, high)
-        weight, velocity = self.weight[where], self.velocity[where]
-        self.optimizer.update(weight, velocity, gradient, lr * self.settings.lr_scale, finite)
-        if rows.index is not None:  # indexing by a tensor copied them; a slice is a view
-            self.weight[where], self.velocity[where] = weight, velocity
-
-
-def _targets_in(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Whether each sample's target lies in a tile of `width` rows, boolean [B], and a valid column [B, 1] there.
-
-    Fixed shapes: the host never has to know how many there are.
-    """
-    return (column >= 0) & (column < width), column.clamp(0, width - 1)[:, None]
-
-
-def _replaced(x: Tensor, mine: Tensor, column: Tensor, value: Tensor | float) -> Tensor:
-    """`x` [B, T] with `value` at the targets, in place: elsewhere the old element is written back."""
-    old = x.gather(1, column).squeeze(1)
-    return x.scatter_(1, column, torch.where(mine, value, old)[:, None])
+    def _commit(self, at: Step, terms: Terms, x: Tensor, label: Tensor, lr: float, finite: Tensor) -> None:
+        """Everything of the head that a step changes besides its rows; `finite` False changes nothing."""
+        state = dict(at.batch.state)
+        if terms.bias is not None:
+            momentum = getattr(self.settings.optimizer, "momentum", 0.0)
+            velocity = momentum * self.bias_velocity + terms.bias.mean()
+            state["bias"] = state["bias"] - lr * self.settings.lr_scale * velocity
+            torch.where(finite, velocity, self.bias_velocity, out=self.bias_velocity)
+        for name, value in state.items():
+            torch.where(finite, value, self.margin_state[name], out=self.margin_state[name])
+        self.shard.mark_used(slice(None) if at.rows.index is None else at.rows.index, at.number, finite)
+        if self.dominance is not None:
+            self.dominance.commit(finite)
+        if self.past is not None:
+            self.past.push(x, label, finite)

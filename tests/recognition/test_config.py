@@ -128,9 +128,9 @@ def test_a_derived_config_changes_what_it_names_and_its_name(tmp_path):
     file = tmp_path / "other.py"
     file.write_text(
         "from recognition.config import *\ndef config():\n"
-        f"    return derived(__file__, {os.path.relpath(base, tmp_path)!r}, 'head.inject.tau=3', 'epochs=2')\n"
+        f"    return derived(__file__, {os.path.relpath(base, tmp_path)!r}, 'head.inject.tau=3', 'epochs=30')\n"
     )
-    different = {"name": ("wf4m_r100", "other"), "head.inject.tau": (2.0, 3.0), "epochs": (24, 2.0)}
+    different = {"name": ("wf4m_r100", "other"), "head.inject.tau": (2.0, 3.0), "epochs": (24, 30.0)}
     old, new = (configuration.settings_of(load(path)) for path in (base, file))
     assert {name: (old[name], new[name]) for name in old if old[name] != new[name]} == different
 

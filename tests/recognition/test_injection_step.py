@@ -19,6 +19,8 @@ from recognition.config import Config, DataSettings
 from recognition.data.batch import Batch
 from recognition.distributed import Ranks, gather_uneven_rows
 from recognition.heads.margins import ArcFace
+from recognition.heads.passes import class_bytes
+from recognition.heads.row_optimizers import RowSGD
 from recognition.heads.sharded import HeadSettings, ShardedHead
 from recognition.memory import VPL, Injection, QAFace
 from recognition.momentum import MomentumBackbone
@@ -66,9 +68,10 @@ def _images(step: int) -> np.ndarray:
 
 
 def _head(ranks: Ranks, injection: Injection, rate: float) -> ShardedHead:
-    settings = HeadSettings(ArcFace(s=S, m=M), rate, MOMENTUM, DECAY, logit_bytes=8 * BATCH * 3, inject=injection)
+    settings = HeadSettings(ArcFace(s=S, m=M), rate, RowSGD(MOMENTUM, DECAY), inject=injection,
+                            tile_bytes=3 * class_bytes(BATCH, SIZE))
     head = ShardedHead(settings, CLASSES, SIZE, ranks, seed=4, batch_size=BATCH, start_step=START)
-    head.weight *= 40
+    head.weight.mul_(40)
     return head
 
 

@@ -89,9 +89,13 @@ class SubCenter(ArcFace):
 
     Deng et al., "Sub-center ArcFace: Boosting Face Recognition by Large-Scale Noisy Web Faces", 2020; K = 3 the
     paper's. The maximum over the K cosines is the head's work: `c` is already that.
+    drop_degrees: from `drop_epoch` on, samples farther than this from the centre that most samples of their class are
+    nearest to do not count (the paper: 75); none drops nothing.
     """
 
     centers_per_class: int = bounded(3, 1, 64)
+    drop_degrees: float | None = bounded(None, 0, 180)
+    drop_epoch: float = bounded(0.0, 0, 1e6)
 
 
 @dataclass(frozen=True)

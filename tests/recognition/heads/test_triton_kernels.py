@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from recognition.heads import fused
-from recognition.heads.centers import RowSGD
 from recognition.heads.fused import UsedRows
 from recognition.heads.margins import MARGINS
+from recognition.heads.row_optimizers import RowSGD
 from recognition.memory import VPL, Injection, QAFace, effective_centers, effective_gradient
 from recognition.vectors import unit
 

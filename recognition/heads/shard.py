@@ -1,0 +1,135 @@
+"""One rank's classes: the stored rows, read and written a tile at a time.
+
+Convention: the rows of class j, K of them side by side (K = 1 but for sub-centres), are rows j·K … j·K + K − 1 of the
+weight, of the optimiser's states and of the memory. What is stored may be bfloat16; what is computed is float32, and
+rows are rounded once, when they are written: the weight and the optimiser's states stochastically, so that small
+updates are not lost, the memory to the nearest.
+Proven by tests/recognition/heads/test_shard.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recognition.distributed import Ranks
+from recognition.heads.centers import initial_centers, shard_range
+from recognition.heads.row_optimizers import RowOptimizer, stochastic_round
+from recognition.memory import Injection, Memory, effective_centers, effective_gradient
+from recognition.streams import stream_key
+from recognition.vectors import inverse_norm
+
+_ROUNDING = 0x726F756E64696E67  # keeps this use of a seed apart from others
+
+Where = Tensor | slice
+"""Classes of the shard: their numbers, or a range of them."""
+
+
+class Centers(NamedTuple):
+    """Some classes' rows, read: n = classes · K.
+
+    where: rows of the shard.  weight: [n, d].  inverse: [n, 1] 1/‖weight‖.  effective: [n, d] unit length, with what is
+    injected.  memory, fresh: [n, d] and boolean [n], None without injection.
+    """
+
+    where: Where
+    weight: Tensor
+    inverse: Tensor
+    effective: Tensor
+    memory: Tensor | None
+    fresh: Tensor | None
+
+
+class Shard:
+    """The classes [start, stop) of a run, C_r of them, K rows each.
+
+    weight: [C_r·K, d].  states: of the optimiser, by name, [C_r·K, …].  last_used: [C_r] int64, the last step that
+    used a class, −1 for never; None where skipped decay is not made up for.  memory: None without injection.
+    """
+
+    def __init__(
+        self, num_classes: int, size: int, per_class: int, ranks: Ranks, seed: int, optimizer: RowOptimizer,
+        stored: torch.dtype, computed: torch.dtype, catch_up: bool,
+    ) -> None:
+        self.start, self.stop = shard_range(num_classes, ranks.rank, ranks.world_size)
+        self.classes, self.per_class, self.size = self.stop - self.start, per_class, size
+        self.optimizer, self.computed = optimizer, computed
+        fresh = initial_centers(seed, self.start, self.stop, size * per_class, ranks.device)
+        self.weight = fresh.view(-1, size).to(stored)
+        self.states = optimizer.states(len(self.weight), size, stored, ranks.device)
+        self.last_used = torch.full((self.classes,), -1, device=ranks.device) if catch_up else None
+        self.memory: Memory | None = None
+        self._seed, self._rank = seed, ranks.rank
+        self._rounding = torch.Generator(ranks.device)
+
+    def inject(self, injection: Injection, batch_size: int, start_step: int) -> None:
+        """Give the shard a memory."""
+        self.memory = Memory(injection, len(self.weight), self.size, self.weight.device, batch_size, start_step,
+                             self.weight.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is stored, class by class: [C_r, …], what a checkpoint keeps and another sharding cuts."""
+        rows = {"weight": self.weight, **self.states}
+        if self.memory is not None:
+            rows |= {"memory": self.memory.rows, "stamp": self.memory.stamp}
+        by_class = {name: x.view(self.classes, self.per_class, *x.shape[1:]) for name, x in rows.items()}
+        tensors = rows if self.per_class == 1 else by_class
+        return tensors if self.last_used is None else tensors | {"last_used": self.last_used}
+
+    def read(self, where: Where, step: int) -> Centers:
+        """Rows of the classes `where`, and their effective centres in this step."""
+        rows = self._rows(where)
+        weight = self.weight[rows].to(self.computed)
+        inverse = inverse_norm(weight)
+        if self.memory is None:
+            return Centers(rows, weight, inverse, weight * inverse, None, None)
+        memory, fresh = self.memory.rows[rows].to(self.computed), self.memory.fresh(rows, step)
+        return Centers(rows, weight, inverse, effective_centers(weight, memory, fresh, self.memory.injection), memory,
+                       fresh)
+
+    def weight_gradient(self, centers: Centers, gradient: Tensor) -> Tensor:
+        """∂loss/∂weight from ∂loss/∂effective, both [n, d]; the latter is used up."""
+        if self.memory is not None:
+            assert centers.memory is not None
+            assert centers.fresh is not None
+            return effective_gradient(gradient, centers.weight, centers.memory, centers.fresh, self.memory.injection)
+        radial = torch.linalg.vecdot(gradient, centers.effective)[:, None]
+        return gradient.addcmul_(radial, centers.effective, value=-1).mul_(centers.inverse)
+
+    def begin(self, step: int) -> None:
+        """Seed the rounding of this step: a function of (seed, step, rank), so that nothing has to be saved."""
+        self._rounding.manual_seed(int(stream_key(_ROUNDING, self._seed, step, self._rank)[0] >> 1))
+
+    def update(self, centers: Centers, gradient: Tensor, lr: float, step: int, finite: Tensor) -> None:
+        """Train rows that were read, and store them; `finite` False changes nothing, to the bit."""
+        rows = centers.where
+        states = {name: state[rows] for name, state in self.states.items()}
+        computed = {name: x.to(self.computed) if x.dtype == torch.bfloat16 else x for name, x in states.items()}
+        skipped = None
+        if self.last_used is not None:
+            last = self.last_used.repeat_interleave(self.per_class)[rows]
+            skipped = torch.where(last < 0, 0, step - last - 1)
+        self.optimizer.update(centers.weight, computed, gradient, lr, finite, skipped)
+        self._store(self.weight, rows, centers.weight)
+        for name in states:
+            self._store(self.states[name], rows, computed[name])
+
+    def mark_used(self, where: Where, step: int, finite: Tensor) -> None:
+        """Remember when classes were used, after all of them were updated."""
+        if self.last_used is not None:
+            self.last_used[where] = torch.where(finite, step, self.last_used[where])
+
+    def _store(self, stored: Tensor, rows: Where, new: Tensor) -> None:
+        if stored.dtype != new.dtype:
+            stored[rows] = stochastic_round(new, self._rounding)  # exact where nothing changed
+        elif not isinstance(rows, slice):  # indexing by a tensor copied the rows; a slice is a view of them
+            stored[rows] = new
+
+    def _rows(self, where: Where) -> Where:
+        """Rows of classes."""
+        k = self.per_class
+        if k == 1:
+            return where
+        if isinstance(where, slice):
+            return slice(where.start * k, where.stop * k)
+        return (where[:, None] * k + torch.arange(k, device=where.device)).flatten()
