@@ -206,15 +206,25 @@ class Memory:
             self._update_statistics(norm, good)
             weight = torch.where(usable, quality_weight(norm, self.statistics, self.injection.tau), 0)
         recognisable = usable & (weight > 0)
-        figures = (len(norm), (usable & ~recognisable).sum(), (~usable).sum(), weight[recognisable].sum())
-        self.seen = torch.stack([torch.as_tensor(v, device=norm.device, dtype=torch.float32) for v in figures])
+        total_weight = torch.where(recognisable, weight, 0).sum()
+        figures = (torch.full_like(total_weight, len(norm)), (usable & ~recognisable).sum(), (~usable).sum(), total_weight)
+        self.seen = torch.stack([figure.float() for figure in figures])
         zeroes = isinstance(self.injection, QAFace) and self.injection.unrecognizable == "zero"
         writes = (usable if zeroes else recognisable) & owned & good
-        order = weight if self.injection.duplicates == "hardest" else None
-        winner = last_of_each(local_label, writes, order)
-        row = local_label[winner]
-        self.rows[row] = (unit(embedding[winner]) * weight[winner, None]).to(self.rows.dtype)
-        self.stamp[row] = step
+        order = weight.nan_to_num() if self.injection.duplicates == "hardest" else None
+        if len(self.rows):
+            self._store(unit(embedding) * weight[:, None], local_label, last_of_each(local_label, writes, order), step)
+
+    def _store(self, new: Tensor, row: Tensor, winner: Tensor, step: int) -> None:
+        """Write the samples where `winner` [B] is true to their rows, in fixed shapes: the host need not know how many.
+
+        Every other sample repeats what the first winner writes, or, where there is none, writes back what is there.
+        """
+        first, some = winner.int().argmax(), winner.any()
+        source = torch.where(winner, torch.arange(len(winner), device=winner.device), first)
+        row = row[source].clamp(0, len(self.rows) - 1)  # without a winner: any row
+        self.rows[row] = torch.where(some, new[source].to(self.rows.dtype), self.rows[row])
+        self.stamp[row] = torch.where(some, step, self.stamp[row])
 
     def _update_statistics(self, norm: Tensor, good: Tensor) -> None:
         """μ ← α·μ + (1 − α)·mean, σ likewise (eqs. 8 and 9), over the finite norms; the first batch sets both."""
@@ -237,14 +247,16 @@ def quality_weight(norm: Tensor, statistics: Tensor, tau: float) -> Tensor:
 
 
 def last_of_each(label: Tensor, candidate: Tensor, order: Tensor | None = None) -> Tensor:
-    """Index of one candidate for each label, in no particular order: the last, or the last with the largest `order`.
+    """Which samples are the one candidate of their label: the last, or the last with the largest `order`; boolean [B].
 
-    label: [B] int64.  candidate: boolean [B].  A fixed rule whatever the device: stable sorts, never a race.
+    label: [B] int64.  candidate: boolean [B].  order: [B], no NaN.  A fixed rule whatever the device: stable sorts,
+    never a race.
     """
-    index = candidate.nonzero().squeeze(1)
-    if order is not None:
-        index = index[order[index].sort(stable=True).indices]
-    grouped = label[index].sort(stable=True)
-    is_last = torch.ones_like(grouped.values, dtype=torch.bool)
-    is_last[:-1] = grouped.values[1:] != grouped.values[:-1]
-    return index[grouped.indices[is_last]]
+    index = torch.arange(len(label), device=label.device)
+    for key in (order, candidate.int(), label):  # the last sort is the first criterion
+        if key is not None:
+            index = index[key[index].sort(stable=True).indices]
+    grouped = label[index]
+    is_last = torch.ones_like(candidate)
+    is_last[:-1] = grouped[1:] != grouped[:-1]
+    return torch.zeros_like(candidate).scatter_(0, index, is_last & candidate[index])

@@ -60,7 +60,7 @@ class Shard:
         self.last_used = torch.full((self.classes,), -1, device=ranks.device) if catch_up else None
         self.memory: Memory | None = None
         self._seed, self._rank = seed, ranks.rank
-        self._rounding = torch.Generator(ranks.device)
+        self._rounding = torch.Generator(ranks.device) if stored == torch.bfloat16 else None
 
     def inject(self, injection: Injection, batch_size: int, start_step: int) -> None:
         """Give the shard a memory."""
@@ -98,7 +98,8 @@ class Shard:
 
     def begin(self, step: int) -> None:
         """Seed the rounding of this step: a function of (seed, step, rank), so that nothing has to be saved."""
-        self._rounding.manual_seed(int(stream_key(_ROUNDING, self._seed, step, self._rank)[0] >> 1))
+        if self._rounding is not None:
+            self._rounding.manual_seed(int(stream_key(_ROUNDING, self._seed, step, self._rank)[0] >> 1))
 
     def update(self, centers: Centers, gradient: Tensor, lr: float, step: int, finite: Tensor) -> None:
         """Train rows that were read, and store them; `finite` False changes nothing, to the bit."""
@@ -121,6 +122,7 @@ class Shard:
 
     def _store(self, stored: Tensor, rows: Where, new: Tensor) -> None:
         if stored.dtype != new.dtype:
+            assert self._rounding is not None
             stored[rows] = stochastic_round(new, self._rounding)  # exact where nothing changed
         elif not isinstance(rows, slice):  # indexing by a tensor copied the rows; a slice is a view of them
             stored[rows] = new

@@ -155,5 +155,21 @@ def test_last_of_each_against_a_loop():
             last[y] = i
             if y not in hardest or order[i] >= order[hardest[y]]:
                 hardest[y] = i
-        assert sorted(last_of_each(label, candidate).tolist()) == sorted(last.values())
-        assert sorted(last_of_each(label, candidate, order).tolist()) == sorted(hardest.values())
+        assert last_of_each(label, candidate).nonzero().squeeze(1).tolist() == sorted(last.values())
+        assert last_of_each(label, candidate, order).nonzero().squeeze(1).tolist() == sorted(hardest.values())
+
+
+def test_a_batch_without_a_winner_writes_nothing():
+    memory = _write(QAFace(stat_momentum=1.0), [10.0], [2])
+    before = [memory.rows.clone(), memory.stamp.clone()]
+    memory.write(torch.ones(3, 3), torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0, 2, 4]), 8, YES)  # z far below −τ
+    memory.write(torch.ones(2, 3), torch.tensor([10.0, 10.0]), torch.tensor([-3, 99]), 9, YES)  # classes of other ranks
+    assert torch.equal(memory.rows, before[0])
+    assert torch.equal(memory.stamp, before[1])
+
+
+def test_nothing_is_read_on_the_host():
+    """Tensors without values would raise wherever one is asked for: on a GPU that would be a wait for the device."""
+    memory = Memory(QAFace(), 5, 3, torch.device("meta"), 1, 0)
+    embedding, label = torch.empty(4, 3, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    memory.write(embedding, torch.empty(4, device="meta"), label, 0, torch.empty((), dtype=torch.bool, device="meta"))

@@ -5,11 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from recognition import distributed
 from recognition.distributed import Ranks, gather_uneven_rows
-from recognition.heads.margins import ArcFace, Combined, CosFace, Margin, NormFace
+from recognition.heads import row_optimizers
+from recognition.heads.margins import MARGINS, ArcFace, Combined, CosFace, Margin, NormFace
 from recognition.heads.passes import class_bytes
 from recognition.heads.row_optimizers import RowSGD
-from recognition.heads.sharded import HeadSettings, ShardedHead
+from recognition.heads.sharded import TILE_BYTES, HeadSettings, ShardedHead
+from recognition.memory import Injection, QAFace
 
 CLASSES, SIZE, BATCH = 37, 16, 8
 CLASS_BYTES = class_bytes(BATCH, SIZE)
@@ -161,3 +164,87 @@ def test_zero_embedding_has_finite_gradient():
     assert result.finite
     assert torch.isfinite(result.embedding_gradient).all()
     assert (result.embedding_gradient[0] == 0).all()
+
+
+class _WithoutValues(ShardedHead):
+    """A head on tensors that have shapes but no values; there are no random streams for such."""
+
+    def _generator(self, *key: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("name", MARGINS)
+def test_nothing_is_read_on_the_host(name, rate, monkeypatch):
+    """Asking a tensor without values for one raises: on a GPU it would be a wait for the device.
+
+    torch's fused optimiser kernel, which takes its flag on the device, is the one thing that cannot run without values.
+    """
+    monkeypatch.setattr(row_optimizers, "_gated_sgd", lambda *_, **__: None)
+    monkeypatch.setitem(TILE_BYTES, "meta", 1 << 14)
+    settings = {"broadface": {"queue": 10}, "subcenter": {"drop_degrees": 75.0}}.get(name, {})
+    inject = Injection() if name == "subcenter" else QAFace()
+    head_settings = HeadSettings(
+        MARGINS[name](**settings), 1.0 if name == "broadface" else rate, inject=inject, catch_up_decay=True,
+        ignore_above=0.9,
+    )
+    head = _WithoutValues(head_settings, 200, SIZE, Ranks(device=torch.device("meta")))
+    embedding, label = torch.empty(BATCH, SIZE, device="meta"), torch.empty(BATCH, dtype=torch.int64, device="meta")
+    result = head.step(embedding, label, step=0, lr=0.1)
+    head.remember(result, embedding, 0, result.finite)
+    assert result.embedding_gradient.shape == (BATCH, SIZE)
+
+
+def _collectives(ranks: Ranks, name: str, rate: float) -> list[tuple[str, tuple[int, ...]]]:
+    """What a step sends, as (operation, shape)."""
+    settings = {"broadface": {"queue": 10}, "arcface": {"s": 100.0} if rate == 0.5 else {}}.get(name, {})
+    head = ShardedHead(HeadSettings(MARGINS[name](**settings), rate), CLASSES, SIZE, ranks, seed=1)
+    sent = []
+    real = {operation: getattr(distributed, operation) for operation in ("_all_gather", "_reduce_scatter")}
+    all_reduce = distributed.dist.all_reduce
+
+    def counted(operation, function):
+        def call(tensor, *arguments, **options):
+            sent.append((operation, tuple(tensor.shape)))
+            return function(tensor, *arguments, **options)
+
+        return call
+
+    embedding, label = _problem()
+    share = BATCH // ranks.world_size
+    own = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    try:
+        for operation, function in real.items():
+            setattr(distributed, operation, counted(operation, function))
+        distributed.dist.all_reduce = counted("all_reduce", all_reduce)
+        head.step(embedding[own], label[own], step=0, lr=0.1)
+    finally:
+        for operation, function in real.items():
+            setattr(distributed, operation, function)
+        distributed.dist.all_reduce = all_reduce
+    return sent
+
+
+PLAIN_COLLECTIVES = [("_all_gather", (BATCH, SIZE)), ("_all_gather", (BATCH,)), ("_reduce_scatter", (BATCH // 2, SIZE))]
+BEYOND = {
+    "curricularface": [(BATCH, 1), (BATCH,), (BATCH, 1)],
+    "mvsoftmax": [(BATCH, 1), (BATCH, 1)],
+    "adacos": [(BATCH, 1), (BATCH, 1), (BATCH, 1)],
+    "circle": [(BATCH,), (BATCH, 2)],
+    "sphereface2": [(BATCH, 3)],
+    "uniface": [(BATCH, 3)],
+    "broadface": [(10 + BATCH, SIZE), (10 + BATCH, 2)],
+}
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_one_softmax_collective_a_step_but_for_the_margins_that_need_more(on_ranks, name):
+    for sent in on_ranks(2, _collectives, name, 1.0):
+        assert [call for call in sent if call[0] != "all_reduce"] == PLAIN_COLLECTIVES
+        reduced = [shape for operation, shape in sent if operation == "all_reduce"]
+        assert reduced == BEYOND.get(name, [(BATCH, 2)])
+
+
+def test_a_scale_beyond_float32_takes_one_collective_more(on_ranks):
+    for sent in on_ranks(2, _collectives, "arcface", 0.5):
+        assert [shape for operation, shape in sent if operation == "all_reduce"] == [(BATCH,), (BATCH, 2)]
