@@ -207,7 +207,8 @@ class Memory:
             weight = torch.where(usable, quality_weight(norm, self.statistics, self.injection.tau), 0)
         recognisable = usable & (weight > 0)
         total_weight = torch.where(recognisable, weight, 0).sum()
-        figures = (torch.full_like(total_weight, len(norm)), (usable & ~recognisable).sum(), (~usable).sum(), total_weight)
+        samples = torch.full_like(total_weight, len(norm))
+        figures = (samples, (usable & ~recognisable).sum(), (~usable).sum(), total_weight)
         self.seen = torch.stack([figure.float() for figure in figures])
         zeroes = isinstance(self.injection, QAFace) and self.injection.unrecognizable == "zero"
         writes = (usable if zeroes else recognisable) & owned & good
