@@ -25,6 +25,12 @@ class BatchStatistics:
         return _flat(self._moving, self.ranks.device), _flat(self._counters, self.ranks.device)
 
     @torch.no_grad()
+    def restore(self, before: tuple[Tensor, Tensor]) -> None:
+        """Make the buffers what `remember` returned: for a forward that is not to count."""
+        _spread(before[0], self._moving)
+        _spread(before[1], self._counters)
+
+    @torch.no_grad()
     def settle(self, before: tuple[Tensor, Tensor], finite: Tensor) -> None:
         """Average over ranks (one all-reduce) if `finite`, a boolean scalar the same on all ranks; else undo."""
         if not self._moving:

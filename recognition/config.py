@@ -77,6 +77,8 @@ class LogSettings:
 class Config:
     """One run. batch_size is that of the whole optimiser step, over all ranks; epochs may be a fraction.
 
+    micro_batches: parts in which a rank's share of the batch goes through the backbone, so that one part's activations
+    fit; about 4/3 of the backbone's compute. Batch and head stay what they are; BatchNorm normalises part by part.
     precision: of the backbone and of the head's products. auto: bf16 on GPUs that have it, fp16 with loss scaling on
     those that do not, fp32 on CPUs.  timeout_seconds: a collective that takes longer is a failure.
     """
@@ -85,6 +87,7 @@ class Config:
     output: str = "runs"
     seed: int = 0
     batch_size: int = 1024
+    micro_batches: int = 1
     epochs: float = 20.0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     timeout_seconds: float = 600.0
@@ -116,8 +119,11 @@ FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint
 fingerprint, not by its place."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a file with `a.b=value` overrides applied; SettingsError lists all that is wrong with either."""
+def load(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> Config:
+    """The config of a file with `a.b=value` overrides applied; SettingsError lists all that is wrong with either.
+
+    ranks: how many will train, where that is known; the batch has to divide over them.
+    """
     config = read_file(path).config()
     if not isinstance(config, Config):
         raise SettingsError(f"{path}: config() returned {type(config).__name__}, expected Config")
@@ -127,7 +133,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             config = _override(config, override)
         except SettingsError as error:
             problems.append(str(error))
-    problems += _type_problems(config) or _value_problems(config)
+    problems += _type_problems(config) or _value_problems(config) + batch_mistakes(config, ranks)
     if problems:
         raise SettingsError(f"{path}: {len(problems)} mistake(s) in the settings\n  " + "\n  ".join(problems))
     return config
@@ -340,6 +346,22 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def batch_mistakes(config: Config, ranks: int) -> list[str]:
+    """What keeps the batch from being cut over ranks and micro-batches, one line each; empty when nothing does."""
+    batch, parts = config.batch_size, config.micro_batches
+    if batch < 1 or parts < 1:
+        return []  # said elsewhere
+    if batch % ranks:
+        return [f"batch_size: {batch} is not a positive multiple of the {ranks} ranks"]
+    share = batch // ranks
+    if share % parts:
+        of = f" (batch_size {batch} over {ranks} ranks)" if ranks > 1 else ""
+        return [f"micro_batches: {parts} parts do not divide a rank's {share} images{of} evenly"]
+    if share == parts > 1 and config.backbone.norm == "batch":
+        return [f"micro_batches: {share} images in {parts} parts: one image alone has no batch statistics"]
+    return []
+
+
 def _value_problems(config: Config) -> list[str]:
     """Values of the right type that no run can have. Comparisons are written so that NaN fails them."""
     c, inject = config, config.head.inject
@@ -347,6 +369,7 @@ def _value_problems(config: Config) -> list[str]:
         ("name", c.name, lambda v: bool(v) and v == Path(v).name and not v.startswith("."), "a plain folder name"),
         ("seed", c.seed, lambda v: 0 <= v < 1 << 62, "0 ≤ seed < 2^62"),
         ("batch_size", c.batch_size, lambda v: v >= 1, "at least 1"),
+        ("micro_batches", c.micro_batches, lambda v: v >= 1, "at least 1"),
         ("epochs", c.epochs, lambda v: 0 < v < 1e6, "above 0"),
         ("timeout_seconds", c.timeout_seconds, lambda v: 1 <= v < 1e7, "at least 1"),
         ("data.root", c.data.root, bool, "the folder of a RecordIO set; give --set data.root=FOLDER"),

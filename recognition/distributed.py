@@ -9,6 +9,7 @@ B = R·b rows of a global batch lie in rank order: rank r holds rows [r·b, (r+1
 Proven by tests/recognition/test_distributed.py on 1, 2 and 4 processes.
 """
 
+import contextlib
 import inspect
 import os
 from dataclasses import dataclass
@@ -150,6 +151,16 @@ def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
     for buffer, before in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(before)
     return replica
+
+
+def without_exchange(replica: nn.Module) -> contextlib.AbstractContextManager:
+    """Where a forward and its backward of what `replicate` returned leave this rank's gradients to itself.
+
+    They add up; the next backward outside exchanges the sum.
+    """
+    if isinstance(replica, nn.parallel.DistributedDataParallel):
+        return replica.no_sync()
+    return contextlib.nullcontext()
 
 
 def _sum_hook(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

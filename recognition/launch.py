@@ -68,14 +68,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 def run_one(path: str, overrides: Sequence[str], fresh: bool) -> int:
     """Train, export and evaluate one run; its exit status."""
-    config = load(path, overrides)
     nodes, node_rank, local_ranks = (_environment(*v) for v in (("NNODES", 1), ("NODE_RANK", 0), ("NPROC", _ranks())))
+    config = load(path, overrides, nodes * local_ranks)
     prepare = getattr(read_file(path), "prepare", None)
     if prepare is not None:
         prepare(config)
     find_sets(config)
-    if config.batch_size % (ranks := nodes * local_ranks):
-        raise SettingsError(f"batch_size: {config.batch_size} is not a positive multiple of the {ranks} ranks")
     if fresh and node_rank == 0:
         open_dataset(config.data.root)  # what would stop the new run must not cost the old one its place
         put_aside(config.folder)

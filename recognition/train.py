@@ -1,8 +1,9 @@
 """Training on one rank: puts the parts together and runs the loop.
 
 One step: plan → loader → image → backbone → embedding → head (gather, rows, margin softmax, centres) → embedding
-gradient → backbone's backward, summed over ranks → optimiser → running statistics averaged. Everything random is a
-pure function of (seed, step, rank), so that a run goes on after a stop exactly as if it had not stopped.
+gradient → backbone's backward, summed over ranks → optimiser → running statistics averaged. With `micro_batches` the
+backbone takes the batch in parts (recognition/micro_batches.py). Everything random is a pure function of (seed, step,
+rank), so that a run goes on after a stop exactly as if it had not stopped.
 Started by recognition.launch, one process a rank. Proven by tests/recognition/test_train.py.
 """
 
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from recognition import checkpoint, distributed
 from recognition.backbones import build
 from recognition.backbones.model_file import save_model
 from recognition.batch_statistics import BatchStatistics
-from recognition.config import Config, changes, decisive_settings, find_sets, load, settings_of
+from recognition.config import Config, batch_mistakes, changes, decisive_settings, find_sets, load, settings_of
 from recognition.cpus import available_cpus
 from recognition.data.batch import Batch, normalise
 from recognition.data.dataset import RecordDataset, open_dataset
@@ -38,6 +40,7 @@ from recognition.distributed import Ranks
 from recognition.errors import CheckpointError, DistributedError, NumericsError, SettingsError, TrainerError, debugging
 from recognition.heads.sharded import ShardedHead
 from recognition.log import RunLog, logger, provenance
+from recognition.micro_batches import MicroBatches
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.schedule import learning_rates
@@ -138,13 +141,13 @@ def train(config: Config, ranks: Ranks) -> Run:
 def train_step(run: Run, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
     """One optimiser step on all ranks; loss of the global batch and the backbone's gradient norm, on the device."""
     seed_step(run)
-    image = normalise(batch.image)
+    image, count = normalise(batch.image), run.config.micro_batches
+    parts = MicroBatches(image, count, run.replica, run.product_dtype, partial(seed_step, run))
     statistics = run.statistics.remember()
-    with torch.autocast(run.ranks.device.type, run.product_dtype, enabled=run.product_dtype != torch.float32):
-        momentum_embedding = run.momentum(image) if run.momentum else None
-        embedding = run.replica(image)
+    momentum_embedding = parts.through(run.momentum) if run.momentum else None
+    embedding = parts.embed(run.statistics)
     result = run.head.step(embedding, batch.label, run.step, lr)
-    embedding.backward((result.embedding_gradient * run.optimizer.scale).to(embedding.dtype))
+    parts.back_propagate(result.embedding_gradient * run.optimizer.scale)
     gradient_norm, taken = run.optimizer.step(lr, result.finite)
     run.statistics.settle(statistics, result.finite)
     if run.momentum:
@@ -162,6 +165,8 @@ def assemble(config: Config, ranks: Ranks) -> Run:
     dataset = open_dataset(config.data.root)
     decisive = {"data": dataset.fingerprint(), **decisive_settings(config)}
     distributed.require_same("the settings or the data", decisive, ranks)
+    if mistakes := batch_mistakes(config, ranks.world_size):
+        raise SettingsError("; ".join(mistakes))
     plan = Plan(
         dataset.num_images, config.batch_size, ranks.rank, ranks.world_size, config.seed, config.data.augmentation
     )
@@ -207,9 +212,12 @@ def choose_precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def seed_step(run: Run) -> None:
-    """Seed torch's default generator (dropout) for this step and rank: there is no random state to save."""
-    torch.manual_seed(int(stream_key(_DROPOUT, run.config.seed, run.step, run.ranks.rank)[0] >> 1))
+def seed_step(run: Run, *part: int) -> None:
+    """Seed torch's default generator (dropout) for this step and rank: there is no random state to save.
+
+    part: number of a micro-batch, where there are several.
+    """
+    torch.manual_seed(int(stream_key(_DROPOUT, run.config.seed, run.step, run.ranks.rank, *part)[0] >> 1))
 
 
 def begin(run: Run) -> None:

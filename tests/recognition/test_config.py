@@ -54,6 +54,26 @@ def test_all_mistakes_are_listed_with_the_nearest_name(file):
         assert expected in text
 
 
+@pytest.mark.parametrize(("overrides", "ranks", "expected"), [
+    (["batch_size=64", "micro_batches=0"], 1, "micro_batches: 0; expected at least 1"),
+    (["batch_size=64", "micro_batches=3"], 1, "micro_batches: 3 parts do not divide a rank's 64 images evenly"),
+    (["batch_size=64", "micro_batches=32"], 4,
+     "micro_batches: 32 parts do not divide a rank's 16 images (batch_size 64 over 4 ranks) evenly"),
+    (["batch_size=66", "micro_batches=2"], 4, "batch_size: 66 is not a positive multiple of the 4 ranks"),
+    (["batch_size=64", "micro_batches=16"], 4, "micro_batches: 16 images in 16 parts: one image alone has no batch"),
+])
+def test_batch_that_cannot_be_cut_is_told_with_the_other_mistakes(file, overrides, ranks, expected):
+    with pytest.raises(SettingsError, match=re.escape(expected)) as caught:
+        load(file, [*overrides, "seed=-1"], ranks)
+    assert "2 mistake(s)" in str(caught.value)
+    assert "seed: -1" in str(caught.value)
+
+
+def test_batch_that_can_be_cut(file):
+    got = load(file, ["batch_size=64", "micro_batches=16", "backbone.norm=group"], 4)
+    assert (got.batch_size, got.micro_batches) == (64, 16)
+
+
 def test_nearest_name_is_found_in_another_group(file):
     with pytest.raises(SettingsError, match=r"sample_rate: no such setting; nearest: head\.sample_rate"):
         load(file, ["sample_rate=0.1"])

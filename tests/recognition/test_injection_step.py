@@ -1,8 +1,8 @@
 """Five whole steps with injection against an independent dense NumPy float64 implementation, on 1, 2 and 4 ranks.
 
 The backbone is a linear map of four pixels, so that the reference can be written out; everything else is the
-trainer's own: DDP, the sharded head with uneven shards, optimisers, momentum backbone, memory. Labels repeat within a
-batch, rows go stale, and injection starts in the middle.
+trainer's own: DDP, the sharded head with uneven shards, optimisers, momentum backbone, memory, micro-batches. Labels
+repeat within a batch, rows go stale, and injection starts in the middle.
 """
 
 import dataclasses
@@ -75,13 +75,14 @@ def _head(ranks: Ranks, injection: Injection, rate: float) -> ShardedHead:
     return head
 
 
-def _steps(ranks: Ranks, injection: Injection, rate: float) -> list[dict[str, np.ndarray]]:
+def _steps(ranks: Ranks, injection: Injection, rate: float, parts: int = 1) -> list[dict[str, np.ndarray]]:
     """The trainer's own steps; everything after each of them, gathered."""
     torch.manual_seed(0)
     backbone = Linear()
     head = _head(ranks, injection, rate)
     run: Any = Run(
-        config=Config(name="x", data=DataSettings("x")), ranks=ranks, dataset=None, plan=None, loader=None,  # type: ignore[arg-type]
+        config=Config(name="x", micro_batches=parts, data=DataSettings("x")), ranks=ranks,
+        dataset=None, plan=None, loader=None,  # type: ignore[arg-type]
         rates=np.full(STEPS, LR), product_dtype=torch.float32, backbone=backbone,
         replica=distributed.replicate(backbone, ranks, torch.zeros(1, 3, 112, 112)), head=head,
         statistics=BatchStatistics(backbone, ranks),
@@ -194,9 +195,10 @@ class Reference:
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("rate", [1.0, 0.6])
 @pytest.mark.parametrize("case", CASES)
-def test_five_steps_equal_dense_float64(on_ranks, world, rate, case):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_five_steps_equal_dense_float64(on_ranks, world, rate, case, parts):
     injection = CASES[case]
-    results = on_ranks(world, _steps, injection, rate)
+    results = on_ranks(world, _steps, injection, rate, parts)
     shards = [_head(Ranks(rank=rank, world_size=world), injection, rate) for rank in range(world)]
     reference = Reference(injection)
     for step in range(STEPS):

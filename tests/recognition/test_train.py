@@ -85,17 +85,17 @@ def _all_state(ranks: Ranks, config: Config, stop_at: int | None) -> dict[str, n
     return state | {name: gather_uneven_rows(rows, ranks).numpy() for name, rows in run.head.state().items()}
 
 
-@pytest.mark.parametrize(("world", "rate"), [(1, 0.5), (2, 1.0), (2, 0.5), (4, 1.0)])
-def test_resume_equals_uninterrupted_to_the_bit(on_ranks, tmp_path, small_set, world, rate):
+@pytest.mark.parametrize(("world", "rate", "parts"), [(1, 0.5, 1), (2, 1.0, 1), (2, 0.5, 1), (2, 0.5, 2), (4, 1.0, 1)])
+def test_resume_equals_uninterrupted_to_the_bit(on_ranks, tmp_path, small_set, world, rate, parts):
     head = HeadSettings(ArcFace(s=16.0, m=0.3), sample_rate=rate, inject=QAFace(start_epoch=0.5))
     backbone = BackboneSettings("tiny", embedding_size=32, dropout=0.3)
-    whole = _config(tmp_path / "whole", small_set, head=head, backbone=backbone, epochs=2)
-    parts = _config(tmp_path / "parts", small_set, head=head, backbone=backbone, epochs=2)
-    for config in (whole, parts):
+    changed = {"head": head, "backbone": backbone, "epochs": 2, "micro_batches": parts}
+    whole, stopped = (_config(tmp_path / name, small_set, **changed) for name in ("whole", "stopped"))
+    for config in (whole, stopped):
         config.folder.mkdir(parents=True)
     uninterrupted = on_ranks(world, _all_state, whole, None)
-    on_ranks(world, _all_state, parts, 7)  # two steps after the save are lost
-    resumed = on_ranks(world, _all_state, parts, None)
+    on_ranks(world, _all_state, stopped, 7)  # two steps after the save are lost
+    resumed = on_ranks(world, _all_state, stopped, None)
     for rank, expected in enumerate(uninterrupted):
         for name, value in expected.items():
             np.testing.assert_array_equal(resumed[rank][name], value, err_msg=f"rank {rank}: {name}")
@@ -198,6 +198,11 @@ def test_batch_that_cannot_be_cut_shows_both_numbers(tmp_path, small_set, batch_
     config = _config(tmp_path, small_set, batch_size=batch_size)
     with pytest.raises(SettingsError, match=str(batch_size)):
         assemble(config, Ranks(rank=0, world_size=2))
+
+
+def test_parts_that_do_not_divide_a_share_show_both_numbers(tmp_path, small_set):
+    with pytest.raises(SettingsError, match=r"3 parts do not divide a rank's 8 images \(batch_size 16 over 2 ranks\)"):
+        assemble(_config(tmp_path, small_set, micro_batches=3), Ranks(rank=0, world_size=2))
 
 
 def _differ(ranks: Ranks, config: Config) -> str:
