@@ -43,7 +43,6 @@ from recognition.heads import sharded
 from recognition.heads.margins import MARGINS
 from recognition.memory import INJECTIONS
 
-TILE_SETTING = next(f.name for f in dataclasses.fields(sharded.HeadSettings) if f.name in ("tile_bytes", "logit_bytes"))
 RATE = 1e-6  # learning rate: the centres stay what they are, however long it runs
 ROUND_SECONDS = 0.1  # shorter steps are repeated to fill this
 MIB = 1 << 20
@@ -187,7 +186,7 @@ def sharded_head(
         injection = dataclasses.replace(injection, max_age=1 << 40, start_epoch=0.0)
     settings = sharded.HeadSettings(MARGINS[variant.margin](), sample_rate=variant.rate, inject=injection)
     if variant.tile_mib is not None:
-        budget: dict[str, Any] = {TILE_SETTING: int(variant.tile_mib * MIB)}
+        budget: dict[str, Any] = {"tile_bytes": int(variant.tile_mib * MIB)}
         settings = dataclasses.replace(settings, **budget)
     with ExitStack() as patches:
         for module in [m for name, m in sys.modules.items() if name.startswith("recognition.heads.")]:

@@ -7,8 +7,10 @@ ordinary run in a folder of its own, NAME[_VARIANT][_seedN], started as run.sh s
 not run again and one that was stopped goes on from its checkpoint, so the same command survives any stop. A member
 that fails does not keep the others from running.
 
-    OUTPUT/NAME.comparison.json     {"figures": {label: {figure: {"mean", "deviation", "values": {seed: value}}}},
-                                     "differences": {label: {figure: {"mean", "error"}}}, "failed": {member: status}}
+    OUTPUT/LABEL+LABEL….comparison.json
+        {"figures":     {label: {figure: {"mean", "deviation", "seeds", "values": {seed: value}}}},
+         "differences": {label: {figure: {"mean", "error", "seeds"}}},
+         "failed":      {member: exit status}}
 
 Deviations are over seeds (n − 1 below the root). Differences are from the first label's run with the same seed, with
 the standard error of their mean: what a method gains is read from them, because seeds move all labels together.
@@ -32,9 +34,10 @@ import torch
 from prettytable import PrettyTable
 
 from eval.verification import write_json
-from recognition.config import Config, changes, load, read_file, settings_of
+from recognition.config import Config, changes, decisive_settings, find_sets, load, read_file
 from recognition.cpus import available_cpus
-from recognition.errors import SettingsError
+from recognition.errors import SettingsError, TrainerError
+from recognition.finish import evaluated_run
 
 TAR_AT = "0.0001"
 """The false accept rate of the IJB figure that is compared."""
@@ -56,28 +59,35 @@ class Member:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its folder holds the evaluation of exactly these settings."""
-        config = self.config
+        """Whether its folder holds the figures of exactly these settings, this data and these sets."""
         try:
-            settings = json.loads((config.folder / "config.json").read_text())["settings"]
-            results = json.loads((config.folder / "evaluation.json").read_text())
-        except (OSError, ValueError, KeyError):
+            results = json.loads((self.config.folder / "evaluation.json").read_text())
+            old, now = results["run"], evaluated_run(self.config)
+            scored = {(row["set"], row["degrade"]) for row in results["verification"]}
+            same = old["data"] == now["data"] and all(one in old["sets"] for one in now["sets"])
+            whole = self.asked <= scored and {*self.config.evaluation.ijb} <= {*results["ijb"]}
+            return same and whole and not changes(old["settings"], now["settings"])
+        except (OSError, ValueError, KeyError, TypeError, TrainerError):
             return False
-        sides = (None, *config.evaluation.degrade)
-        asked = {(Path(name).stem, side) for name in config.evaluation.sets for side in sides}
-        scored = {(row["set"], row["degrade"]) for row in results["verification"]}
-        evaluated = asked <= scored and {*config.evaluation.ijb} <= {*results["ijb"]}
-        return evaluated and not changes(settings, settings_of(config))
+
+    @property
+    def asked(self) -> set[tuple[str, int | None]]:
+        """The verification figures that the settings ask for: set and side."""
+        sides = (None, *self.config.evaluation.degrade)
+        return {(path.stem, side) for path in find_sets(self.config) for side in sides}
 
 
-def members(paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> list[Member]:
+def members(
+    paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], single: bool = False
+) -> list[Member]:
     """All runs of a comparison, seed by seed, so that a stop leaves whole seeds behind.
 
-    Raises SettingsError with every mistake of every member, and when two of them would share a folder.
+    single: configs as they stand, without their variants.
+    Raises SettingsError with every mistake of every member, and when two would share a folder or train the same.
     """
     variants: list[tuple[str, str | None, tuple[str, ...]]] = []
     for path in paths:
-        makes = getattr(read_file(path), "variants", None)
+        makes = None if single else getattr(read_file(path), "variants", None)
         for variant, extra in makes().items() if makes else [(None, ())]:
             variants.append((path, variant, tuple(extra)))
     found = []
@@ -93,14 +103,25 @@ def members(paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise SettingsError(f"several runs would share a folder: {', '.join(sorted(twice))}")
+    for number, member in enumerate(found):
+        same = [one.config.name for one in found[:number] if _trains(one) == _trains(member)]
+        if same:
+            raise SettingsError(f"{member.config.name} would train the same as {same[0]}; does an override undo a variant?")
     return found
 
 
-def compare(paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], side_by_side: int = 1) -> int:
+def _trains(member: Member) -> dict[str, Any]:
+    return decisive_settings(member.config) | {"root": member.config.data.root}
+
+
+def compare(
+    paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], side_by_side: int = 1, single: bool = False
+) -> int:
     """Run what is not finished, print and write the table; 0, or the status of the first member that failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no run is left behind
-    every = members(paths, seeds, overrides)
-    output = every[0].config.folder.with_name(f"{every[0].label}.comparison.json")
+    every = members(paths, seeds, overrides, single)
+    labels = "+".join(dict.fromkeys(member.label for member in every))
+    output = every[0].config.folder.with_name(f"{labels[:120]}.comparison.json")
     for member in {member.path: member for member in every}.values():
         prepare = getattr(read_file(member.path), "prepare", None)
         if prepare is not None:  # here, once: members side by side would all make the same data
@@ -108,6 +129,7 @@ def compare(paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
     waiting = [member for member in every if not member.is_finished]
     print(f"{len(every)} runs, {len(every) - len(waiting)} of them finished already", flush=True)
     failed = run_all(waiting, side_by_side)
+    failed |= {one.config.name: 1 for one in waiting if one.config.name not in failed and not one.is_finished}
     result = summary(every) | {"failed": failed}
     write_json(output, result)
     for table in tables(result):
@@ -168,10 +190,14 @@ def _start(member: Member, share: dict[str, str]) -> tuple[Member, subprocess.Po
         print(f"{member.config.name}: started, says {log.name}", flush=True)
     else:
         print(f"{member.config.name}: started", flush=True)
-    environment = os.environ | {key: value for key, value in share.items() if key != "cores"}
+    # Side by side, runs must not meet at one address.
+    shared = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    environment = {key: value for key, value in os.environ.items() if not share or key not in shared}
+    environment |= {key: value for key, value in share.items() if key != "cores"}
     process = subprocess.Popen(member.command, env=environment, stdout=log, stderr=log and subprocess.STDOUT)
     if share.get("cores"):
-        os.sched_setaffinity(process.pid, map(int, share["cores"].split(",")))
+        with contextlib.suppress(ProcessLookupError):  # it may have ended already
+            os.sched_setaffinity(process.pid, map(int, share["cores"].split(",")))
     return member, process, log
 
 
@@ -189,24 +215,23 @@ def machine_shares(count: int) -> list[dict[str, str]]:
         raise SettingsError(f"--side-by-side {count}: expected 1 to the number of {kind}, {len(units)}")
     parts = [units[slot::count] for slot in range(count)]
     if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible if len(visible) == gpus else list(map(str, range(gpus)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # counted up to the first that there is not
+        names = visible.split(",")[:gpus] if visible else list(map(str, range(gpus)))
         return [{"CUDA_VISIBLE_DEVICES": ",".join(names[i] for i in part), "NPROC": str(len(part))} for part in parts]
     return [{"cores": ",".join(map(str, part)) if cores else "", "NPROC": "1"} for part in parts]
 
 
-def figures(folder: Path) -> dict[str, float]:
-    """What is compared of one run's evaluation.json: accuracies, and TAR@FAR=1e-4 of IJB folders; empty without."""
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return {}
-    results = json.loads(path.read_text())
+def figures(member: Member) -> dict[str, float]:
+    """What is compared of a finished run: the accuracies asked for, and TAR@FAR=1e-4 of IJB folders."""
+    results = json.loads((member.config.folder / "evaluation.json").read_text())
     found = {}
     for row in results["verification"]:
+        if (row["set"], row["degrade"]) not in member.asked:
+            continue
         side = f" {row['degrade']}×{row['degrade']}" if row["degrade"] else ""
         found[f"{row['set']}{side}"] = row["accuracy"]
     for name, result in results["ijb"].items():
-        if result["1:1"]["nearest"].get(TAR_AT) is not None:
+        if name in member.config.evaluation.ijb and result["1:1"]["nearest"].get(TAR_AT) is not None:
             found[f"{Path(name).name} TAR@{TAR_AT}"] = result["1:1"]["nearest"][TAR_AT]
     return found
 
@@ -217,7 +242,7 @@ def summary(every: Sequence[Member]) -> dict[str, Any]:
     for member in every:
         of_label = values.setdefault(member.label, {})
         if member.is_finished:
-            for figure, value in figures(member.config.folder).items():
+            for figure, value in figures(member).items():
                 of_label.setdefault(figure, {})[str(member.config.seed)] = value
     first = next(iter(values.values()))
     differences: dict[str, dict[str, dict[str, float | None]]] = {}
@@ -226,7 +251,8 @@ def summary(every: Sequence[Member]) -> dict[str, Any]:
             pairs = [value - first[figure][seed] for seed, value in by_seed.items() if seed in first.get(figure, {})]
             if pairs:
                 error = float(np.std(pairs, ddof=1) / np.sqrt(len(pairs))) if len(pairs) > 1 else None
-                differences.setdefault(label, {})[figure] = {"mean": float(np.mean(pairs)), "error": error}
+                mean = float(np.mean(pairs))
+                differences.setdefault(label, {})[figure] = {"mean": mean, "error": error, "seeds": len(pairs)}
     averaged = {
         label: {figure: _average(by_seed) for figure, by_seed in of_label.items()} for label, of_label in values.items()
     }
@@ -236,7 +262,7 @@ def summary(every: Sequence[Member]) -> dict[str, Any]:
 def _average(by_seed: dict[str, float]) -> dict[str, Any]:
     numbers = list(by_seed.values())
     deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-    return {"mean": float(np.mean(numbers)), "deviation": deviation, "values": by_seed}
+    return {"mean": float(np.mean(numbers)), "deviation": deviation, "seeds": len(numbers), "values": by_seed}
 
 
 def tables(result: dict[str, Any]) -> list[PrettyTable]:
@@ -245,16 +271,21 @@ def tables(result: dict[str, Any]) -> list[PrettyTable]:
     names = list(dict.fromkeys(figure for of_label in averaged.values() for figure in of_label))
     means = PrettyTable(["run", "seeds", *names], align="r", title="mean ± deviation over seeds")
     for label, of_label in averaged.items():
-        seeds = max((len(figure["values"]) for figure in of_label.values()), default=0)
         cells = [_cell(of_label.get(name), "mean", "deviation", "") for name in names]
-        means.add_row([label, seeds, *cells])
-    gains = PrettyTable(["run", *names], align="r",
+        means.add_row([label, _seeds(of_label), *cells])
+    gains = PrettyTable(["run", "seeds", *names], align="r",
                         title=f"difference from {next(iter(averaged))}, seed by seed: mean ± standard error")
     for label, of_label in differences.items():
-        gains.add_row([label, *(_cell(of_label.get(name), "mean", "error", "+") for name in names)])
+        gains.add_row([label, _seeds(of_label), *(_cell(of_label.get(name), "mean", "error", "+") for name in names)])
     for table in (means, gains):
         table.align["run"] = "l"
     return [means, gains] if differences else [means]
+
+
+def _seeds(of_label: dict[str, Any]) -> str:
+    """How many seeds the figures of a row are of: a number, or its range where they differ."""
+    counts = {figure["seeds"] for figure in of_label.values()} or {0}
+    return "–".join(map(str, sorted({min(counts), max(counts)})))
 
 
 def _cell(figure: dict[str, Any] | None, mean: str, spread: str, sign: str) -> str:

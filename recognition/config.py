@@ -27,7 +27,7 @@ from recognition.errors import SettingsError
 from recognition.heads.margins import MARGINS, ArcFace, Margin
 from recognition.heads.row_optimizers import ROW_OPTIMIZERS, RowOptimizer
 from recognition.heads.sharded import HeadSettings
-from recognition.memory import INJECTIONS, Injection
+from recognition.memory import INJECTIONS, VPL, Injection
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
 
@@ -116,7 +116,7 @@ VARIANTS: dict[type, dict[str, type]] = {
 FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.reader",
                   "data.threads", "head.tile_bytes")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
-fingerprint, not by its place."""
+fingerprint, not by its place. With rows in bf16 other tiles round other rows up: as good, but not the same bits."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> Config:
@@ -128,7 +128,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> Con
     if not isinstance(config, Config):
         raise SettingsError(f"{path}: config() returned {type(config).__name__}, expected Config")
     problems: list[str] = []
-    for override in overrides:
+    # A kind (head.margin=cosface) goes before its settings (head.margin.m=0.3), however they were written.
+    for override in sorted(overrides, key=lambda override: override.partition("=")[0].count(".")):
         try:
             config = _override(config, override)
         except SettingsError as error:
@@ -291,14 +292,21 @@ def find_sets(config: Config) -> list[Path]:
         else:
             found.append(place)
     missing += [f"evaluation.ijb: no folder {name}" for name in config.evaluation.ijb if not Path(name).is_dir()]
+    stems = [path.stem for path in found]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    missing += [f"evaluation.sets: two sets are called {stem}" for stem in twice]
     if missing:
         raise SettingsError("\n  ".join(missing))
     return found
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings that differ between two runs and change what is trained, as `name: old → new`. JSON or live values."""
-    plain_old, plain_new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    """Settings that differ between two runs and change what is trained, as `name: old → new`. JSON or live values.
+
+    A setting that the old run did not know yet had its default.
+    """
+    plain_old, plain_new = json.loads(json.dumps(settings_of(Config(name="")) | old)), json.loads(json.dumps(new))
+    plain_old = {name: value for name, value in plain_old.items() if name in old or name in new}
     return [
         f"{name}: {plain_old.get(name)} → {plain_new.get(name)}"
         for name in sorted(plain_old.keys() | plain_new.keys())
@@ -388,12 +396,14 @@ def _value_problems(config: Config) -> list[str]:
         ("head.ignore_above", c.head.ignore_above, lambda v: v is None or -1 <= v <= 1, "-1 to 1, or none"),
         ("head.margin.s", c.head.margin.s, lambda v: 0.01 <= v <= 1000, "0.01 to 1000"),
         ("head.margin.m", getattr(c.head.margin, "m", 0.0), lambda v: 0 <= v < 3, "0 to 3"),
-        ("head.inject.strength", inject.strength, lambda v: 0 <= v <= 100, "0 to 100"),
+        ("head.inject.strength", inject.strength, lambda v: 0 <= v <= (1 if isinstance(inject, VPL) else 100),
+         "0 to 1 for VPL, to 100 for QAFace"),
         ("head.inject.max_age", inject.max_age, lambda v: v >= 0, "0 or more (steps)"),
-        ("head.inject.max_age_samples", inject.max_age_samples, lambda v: v is None or v >= 0, "0 or more, or none"),
+        ("head.inject.max_age_samples", inject.max_age_samples, lambda v: not v or v >= c.batch_size,
+         f"0, none, or at least a batch ({c.batch_size}): smaller ages never inject"),
         ("head.inject.start_epoch", inject.start_epoch, lambda v: 0 <= v < 1e6, "0 or more"),
         ("head.inject.momentum", inject.momentum, lambda v: 0 <= v <= 1, "0 to 1"),
-        ("head.inject.tau", getattr(inject, "tau", 0.0), lambda v: abs(v) <= 100, "−100 to 100"),
+        ("head.inject.tau", getattr(inject, "tau", 0.0), lambda v: abs(v) <= 80, "−80 to 80"),
         ("head.inject.stat_momentum", getattr(inject, "stat_momentum", 0.0), lambda v: 0 <= v <= 1, "0 to 1"),
         ("optimizer.lr", c.optimizer.lr, lambda v: 0 < v < 1e6, "above 0"),
         ("optimizer.momentum", c.optimizer.momentum, lambda v: 0 <= v < 1, "0 ≤ momentum < 1"),

@@ -1,7 +1,8 @@
 """How every run ends: the last model as one ONNX file, that file scored on all sets configured, one table.
 
     RUN/model.onnx         exported from model_last.pt, checked against torch
-    RUN/evaluation.json    {"model", "parity", "verification": [...], "ijb": {folder: {...}}}
+    RUN/evaluation.json    {"model", "run": {"settings", "data", "sets"}, "parity", "verification": [...],
+                            "ijb": {folder: {...}}}
 
 The last model is exported, not the best one: choosing by the score on a test set would flatter that score.
 Proven by tests/recognition/test_launch.py.
@@ -16,7 +17,8 @@ from prettytable import PrettyTable
 from eval.embed import load_embedder
 from eval.ijb import evaluate_ijb
 from eval.verification import evaluate, load_bin, write_json
-from recognition.config import Config, find_sets
+from recognition.config import Config, find_sets, settings_of
+from recognition.data.dataset import open_dataset
 from tools.export_onnx import export, read_images
 
 
@@ -35,6 +37,7 @@ def finish(config: Config) -> dict[str, Any]:
     ijb = {folder: evaluate_ijb(embedder.embed, Path(folder)) for folder in config.evaluation.ijb}
     results = {
         "model": str(model),
+        "run": evaluated_run(config),
         "parity": {"max_abs_error": parity.max_abs_error, "min_cosine": parity.min_cosine},
         "verification": verification,
         "ijb": ijb,
@@ -42,6 +45,13 @@ def finish(config: Config) -> dict[str, Any]:
     write_json(config.folder / "evaluation.json", results)
     print(closing_table(config, results))
     return results
+
+
+def evaluated_run(config: Config) -> dict[str, Any]:
+    """What the figures belong to: the settings, the training data, and the files that were scored, with their sizes."""
+    sets = [{"path": str(path.resolve()), "bytes": path.stat().st_size} for path in find_sets(config)]
+    data = open_dataset(config.data.root).fingerprint()
+    return {"settings": settings_of(config), "data": data, "sets": sets}
 
 
 def closing_table(config: Config, results: dict[str, Any]) -> PrettyTable:

@@ -61,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if options.fresh:
         raise SettingsError("--fresh starts one run over; of several, move those aside that are to be run again")
-    if int(os.environ.get("NNODES") or 1) > 1:
+    if _environment("NNODES", 1) > 1:
         raise SettingsError("several runs are compared on one machine; NNODES is for a single run")
-    return compare(options.configs, options.seeds, options.overrides, options.side_by_side)
+    return compare(options.configs, options.seeds, options.overrides, options.side_by_side, options.single)
 
 
 def run_one(path: str, overrides: Sequence[str], fresh: bool) -> int:

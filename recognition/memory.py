@@ -141,12 +141,15 @@ class Memory:
         self.seen = torch.zeros(4, device=device)
         self.injected = torch.zeros((), device=device)
 
+    def injects(self, step: int) -> bool:
+        """Whether the settings let anything be injected in this step."""
+        return step >= self.start_step and self.injection.strength != 0 and self.max_age > 0
+
     def fresh(self, index: Tensor | slice, step: int) -> Tensor:
         """Whether rows are injected in this step, boolean [n]: written, 1 ≤ step − stamp ≤ Δt, injection started."""
         stamp = self.stamp[index]
         age = step - stamp
-        started = step >= self.start_step and self.injection.strength != 0
-        return (stamp >= 0) & (age >= 1) & (age <= self.max_age) & started
+        return (stamp >= 0) & (age >= 1) & (age <= self.max_age) & self.injects(step)
 
     @torch.no_grad()
     def totals(self, weight: Tensor, step: int, rows_at_once: int = 1 << 16) -> Tensor:

@@ -238,6 +238,8 @@ def begin(run: Run) -> None:
 def record_start(run: Run) -> None:
     """Write config.json: settings, data, commit and versions of the start; of each going on, its step and commit."""
     path = run.config.folder / "config.json"
+    if not run.step:  # figures of a run that was here before are not this one's
+        (run.config.folder / "evaluation.json").unlink(missing_ok=True)
     record = {"settings": settings_of(run.config), "data": run.dataset.fingerprint(), **provenance()}
     if run.step and path.exists():
         first = json.loads(path.read_text())

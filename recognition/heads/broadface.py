@@ -33,9 +33,9 @@ class PastEmbeddings:
         return {"past_embedding": self.embedding, "past_weight": self.then, "past_label": self.label}
 
     def join(self, x: Tensor, label: Tensor, shard: Shard, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-        """The queue, moved with its centres, and the batch behind it: samples [Q + B, d], labels, shares of the mean.
+        """The queue, moved with its centres, and the batch behind it: samples [Q + B, d], labels, which are filled.
 
-        Empty places have label −1 (nobody's class) and share 0. A collective.
+        Empty places have label −1 (nobody's class) and 0 for filled. A collective.
         """
         labels = torch.cat([self.label, label])
         now = sum_over_ranks(_weights(labels, shard), ranks)
@@ -43,8 +43,7 @@ class PastEmbeddings:
         length = torch.linalg.vector_norm(self.then, dim=1, keepdim=True)
         ratio = torch.linalg.vector_norm(self.embedding, dim=1, keepdim=True) / length.clamp_min(1e-12)
         moved = self.embedding + ratio * (now[: len(self.label)] - self.then)
-        filled = (labels >= 0).to(x.dtype)
-        return torch.cat([moved, x]), labels, filled / filled.sum()
+        return torch.cat([moved, x]), labels, (labels >= 0).to(x.dtype)
 
     def push(self, x: Tensor, label: Tensor, finite: Tensor) -> None:
         """Put the batch [B, d] last, with its centres as they were in `join`; `finite` False changes nothing."""

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recognition.heads.margins import Margin
+from recognition.heads.margins import SAFE_LOGIT, Margin
 from recognition.heads.row_optimizers import RowSGD
 from recognition.memory import VPL, Injection
 
@@ -34,10 +34,6 @@ BLOCK = 128
 PROGRAMS = 132
 """Programs that keep a device busy: the multiprocessors of an H100 or H200. A constant, so that sums keep their order
 on any device."""
-
-SAFE_LOGIT = 70.0
-"""Largest logit whose exponential, summed over 10^7 classes, float32 still holds: e^70 · 10^7 = 2.5e37 < 3.4e38."""
-
 
 def usable(
     margin: Margin, optimizer: Any, device: torch.device, product_dtype: torch.dtype, state_dtype: torch.dtype

@@ -20,9 +20,9 @@ class FusedPasses(TiledPasses):
         return sums[:, :1], torch.zeros_like(sums[:, 0])
 
     def gradients(
-        self, at: Step, terms: Terms, share: Tensor | None, batch: int, lr: float, finite: Tensor
+        self, at: Step, terms: Terms, counted: Tensor | None, batch: int, lr: float, finite: Tensor
     ) -> Tensor:
-        """See `TiledPasses.gradients`; all samples count, with equal shares."""
+        """See `TiledPasses.gradients`; all samples count."""
         assert terms.log_z is not None
         assert isinstance(self.shard.optimizer, RowSGD)
         return fused.apply_gradients(

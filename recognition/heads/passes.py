@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from recognition.distributed import Ranks, max_over_ranks
-from recognition.heads.fused import SAFE_LOGIT
-from recognition.heads.margins import Batch, Margin
+from recognition.heads.margins import SAFE_LOGIT, Batch, Margin
 from recognition.heads.sampling import Rows
 from recognition.heads.shard import Centers, Shard
 
@@ -33,7 +32,9 @@ class Step:
 
     x_hat: [N, d] unit length.  factor: the same in the products' dtype.  rows: of this shard.  number: of the step.
     batch: for the margin; its cosines are whole once they were reduced.
+    form: effective centres are formed even where they are plain unit vectors.
     kept: tiles' cosines that need not be computed again, by their first class; `room` bytes are left for more.
+    inverse: tiles' 1/‖W‖, likewise.
     """
 
     x_hat: Tensor
@@ -42,7 +43,9 @@ class Step:
     number: int
     batch: Batch
     room: int
+    form: bool
     kept: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    inverse: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Tile(NamedTuple):
@@ -121,22 +124,26 @@ class TiledPasses:
         return sums, peak
 
     def gradients(
-        self, at: Step, terms: Terms, share: Tensor | None, batch: int, lr: float, finite: Tensor
+        self, at: Step, terms: Terms, counted: Tensor | None, batch: int, lr: float, finite: Tensor
     ) -> Tensor:
         """Train the rows used; this shard's part of B·∂loss/∂x̂ of the batch's samples, [B, d].
 
-        share: [N] of each sample in the mean that the centres learn from, None for equal ones.
+        counted: [N] of 0 and 1, the samples over which the centres' loss is the mean, None for all.
         finite: False changes no row, to the bit.
         """
         total = torch.zeros_like(at.x_hat[-batch:])
+        number = batch if counted is None else counted.sum()
+        counted = counted if counted is None else counted.to(self.product_dtype)
         for tile in self._tiles(at, keep=False):
-            coefficient = self._coefficients(tile, at, terms).to(self.product_dtype)
-            total += product(coefficient[-batch:], tile.centers.effective.to(self.product_dtype))
-            if share is None:
-                gradient = product(coefficient.T, at.factor).mul_(1 / batch)
+            coefficient = self._coefficients(tile, at, terms)
+            if tile.centers.effective is None:
+                gradient = _through_lengths(coefficient, tile, at.factor, total)
             else:
-                gradient = product((coefficient * share[:, None]).T.to(self.product_dtype), at.factor)
-            self.shard.update(tile.centers, self.shard.weight_gradient(tile.centers, gradient), lr, at.number, finite)
+                coefficient = coefficient.to(self.product_dtype)
+                total += product(coefficient[-batch:], tile.centers.effective.to(self.product_dtype))
+                gradient = product((coefficient if counted is None else coefficient * counted[:, None]).T, at.factor)
+                gradient = self.shard.weight_gradient(tile.centers, gradient.div_(number))
+            self.shard.update(tile.centers, gradient, lr, at.number, finite)
         return total
 
     def _tiles(self, at: Step, keep: bool) -> Iterator[Tile]:
@@ -145,7 +152,8 @@ class TiledPasses:
         width = max(1, self.tile_bytes // class_bytes(len(at.x_hat), size, per_class, self.dtype.itemsize))
         for low in range(0, at.rows.count, width):
             high = min(low + width, at.rows.count)
-            centers = self.shard.read(at.rows.tile(low, high), at.number)
+            centers = self.shard.read(at.rows.tile(low, high), at.number, at.form, at.inverse.get(low))
+            at.inverse[low] = centers.inverse
             found = at.kept.get(low)
             if found is None:
                 found = self._cosines(at.factor, centers)
@@ -156,6 +164,8 @@ class TiledPasses:
             yield Tile(low, high, centers, *found)
 
     def _cosines(self, factor: Tensor, centers: Centers) -> tuple[Tensor, Tensor | None]:
+        if centers.effective is None:
+            return product(factor, centers.weight.T).mul_(centers.inverse.T).clamp_(-1, 1), None
         cosine = product(factor, centers.effective.to(self.product_dtype).T).clamp_(-1, 1)
         if self.shard.per_class == 1:
             return cosine, None
@@ -198,9 +208,23 @@ class TiledPasses:
         return spread.scatter_(2, tile.which[..., None], coefficient[..., None]).flatten(1)
 
 
+def _through_lengths(coefficient: Tensor, tile: Tile, x_hat: Tensor, total: Tensor) -> Tensor:
+    """∂loss/∂W of a tile of plain centres, W̃ = W/‖W‖ not formed; adds the tile's part of B·∂loss/∂x̂ to `total`.
+
+    With a = 1/‖W_j‖ and r_j = Σ_i coefficient_ij·c_ij / B the gradient's part along Ŵ_j:
+    ∂loss/∂W_j = a·(Σ_i coefficient_ij·x̂_i / B − r_j·Ŵ_j). coefficient: [B, T], used up.
+    """
+    weight, inverse = tile.centers.weight, tile.centers.inverse
+    radial = torch.linalg.vecdot(coefficient, tile.cosine, dim=0).div_(len(x_hat))
+    coefficient.mul_(inverse.T)
+    total.addmm_(coefficient, weight)
+    gradient = torch.mm(coefficient.T, x_hat / len(x_hat))
+    return gradient.addcmul_(weight, radial[:, None] * inverse.square(), value=-1)
+
+
 def class_bytes(samples: int, size: int, per_class: int = 1, itemsize: int = 4) -> int:
     """Memory that one class of a tile takes at the peak: some rows of its size, and some columns of cosines."""
-    return itemsize * (4 * samples + 6 * size * per_class)
+    return itemsize * ((1 + 3 * per_class) * samples + 6 * size * per_class)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

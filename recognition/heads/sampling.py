@@ -46,7 +46,7 @@ def pick_rows(local_label: Tensor, num_rows: int, sample_rate: float, generator:
     """
     owned = (local_label >= 0) & (local_label < num_rows)
     most = min(len(local_label), num_rows)
-    count = max(most, int(sample_rate * num_rows))
+    count = max(most, int(sample_rate * num_rows + 1e-9))
     if sample_rate >= 1 or count >= num_rows:
         return Rows(None, torch.where(owned, local_label, -1), num_rows)
 

@@ -28,14 +28,16 @@ Where = Tensor | slice
 class Centers(NamedTuple):
     """Some classes' rows, read: n = classes · K.
 
-    where: rows of the shard.  weight: [n, d].  inverse: [n, 1] 1/‖weight‖.  effective: [n, d] unit length, with what is
-    injected.  memory, fresh: [n, d] and boolean [n], None without injection.
+    where: rows of the shard.  classes: which classes.  weight: [n, d].  inverse: [n, 1] 1/‖weight‖.
+    effective: [n, d] unit length, with what is injected; None where it is weight · inverse and was not asked for.
+    memory, fresh: [n, d] and boolean [n], None where nothing is injected.
     """
 
     where: Where
+    classes: Where
     weight: Tensor
     inverse: Tensor
-    effective: Tensor
+    effective: Tensor | None
     memory: Tensor | None
     fresh: Tensor | None
 
@@ -76,22 +78,31 @@ class Shard:
         tensors = rows if self.per_class == 1 else by_class
         return tensors if self.last_used is None else tensors | {"last_used": self.last_used}
 
-    def read(self, where: Where, step: int) -> Centers:
-        """Rows of the classes `where`, and their effective centres in this step."""
+    def injects(self, step: int) -> bool:
+        """Whether anything can be injected in this step, as far as the settings say."""
+        return self.memory is not None and self.memory.injects(step)
+
+    def read(self, where: Where, step: int, form: bool = True, inverse: Tensor | None = None) -> Centers:
+        """Rows of the classes `where`, and their effective centres in this step.
+
+        form: the effective centres are wanted even where they are just weight · inverse.  inverse: if it is known.
+        """
         rows = self._rows(where)
         weight = self.weight[rows].to(self.computed)
-        inverse = inverse_norm(weight)
-        if self.memory is None:
-            return Centers(rows, weight, inverse, weight * inverse, None, None)
+        inverse = inverse_norm(weight) if inverse is None else inverse
+        if not self.injects(step):
+            return Centers(rows, where, weight, inverse, weight * inverse if form else None, None, None)
+        assert self.memory is not None
         memory, fresh = self.memory.rows[rows].to(self.computed), self.memory.fresh(rows, step)
-        return Centers(rows, weight, inverse, effective_centers(weight, memory, fresh, self.memory.injection), memory,
-                       fresh)
+        effective = effective_centers(weight, memory, fresh, self.memory.injection)
+        return Centers(rows, where, weight, inverse, effective, memory, fresh)
 
     def weight_gradient(self, centers: Centers, gradient: Tensor) -> Tensor:
         """∂loss/∂weight from ∂loss/∂effective, both [n, d]; the latter is used up."""
-        if self.memory is not None:
-            assert centers.memory is not None
+        assert centers.effective is not None
+        if centers.memory is not None:
             assert centers.fresh is not None
+            assert self.memory is not None
             return effective_gradient(gradient, centers.weight, centers.memory, centers.fresh, self.memory.injection)
         radial = torch.linalg.vecdot(gradient, centers.effective)[:, None]
         return gradient.addcmul_(radial, centers.effective, value=-1).mul_(centers.inverse)
@@ -108,8 +119,7 @@ class Shard:
         computed = {name: x.to(self.computed) if x.dtype == torch.bfloat16 else x for name, x in states.items()}
         skipped = None
         if self.last_used is not None:
-            last = self.last_used.repeat_interleave(self.per_class)[rows]
-            skipped = torch.where(last < 0, 0, step - last - 1)
+            skipped = (step - 1 - self.last_used[centers.classes]).repeat_interleave(self.per_class)
         self.optimizer.update(centers.weight, computed, gradient, lr, finite, skipped)
         self._store(self.weight, rows, centers.weight)
         for name in states:

@@ -45,7 +45,7 @@ from recognition.vectors import unit, unit_gradient
 _NEGATIVES = 0x6E656761746976  # keeps these uses of a seed apart from others
 _DRAWS = 0x6472617773
 
-TILE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
+TILE_BYTES = {"cpu": 3 << 23, "cuda": 1 << 28}
 """Default of `tile_bytes` by kind of device."""
 
 
@@ -59,7 +59,7 @@ class HeadSettings:
     storage: of centres, their optimiser's rows and the memory; bf16 is rounded stochastically.
     inject: what is mixed into the centres.  ignore_above: negatives with a larger cosine are taken for the same person
     under another label and left out (none: no negative is).
-    tile_bytes: memory that a step may take for tiles and kept cosines, each; 0: 16 MiB on a CPU, 256 MiB on a GPU.
+    tile_bytes: memory that a step may take for tiles and kept cosines, each; 0: 24 MiB on a CPU, 256 MiB on a GPU.
     """
 
     margin: Margin
@@ -192,9 +192,9 @@ class ShardedHead:
         """
         x = gather_rows(embedding.detach(), self.ranks).to(self.dtype)
         label = gather_rows(label, self.ranks)
-        samples, labels, share = x, label, None
+        samples, labels, counted = x, label, None
         if self.past is not None:
-            samples, labels, share = self.past.join(x, label, self.shard, self.ranks)
+            samples, labels, counted = self.past.join(x, label, self.shard, self.ranks)
         self.shard.begin(step)
         at = self._begin(samples, labels, step)
         reduced, sums, peak = self._reduced(at, labels)
@@ -204,7 +204,7 @@ class ShardedHead:
         finite = torch.isfinite(terms.loss).all() & torch.isfinite(terms.of_target).all()
 
         centers_lr = lr * self.settings.lr_scale
-        x_hat_gradient = self.passes.gradients(at, terms, share, len(x), centers_lr, finite)
+        x_hat_gradient = self.passes.gradients(at, terms, counted, len(x), centers_lr, finite)
         self._commit(at, terms, x, label, lr, finite)
         own = slice(self.ranks.rank * len(embedding), (self.ranks.rank + 1) * len(embedding))
         gradient = unit_gradient(reduce_scatter_rows(x_hat_gradient, self.ranks), x[own])
@@ -237,7 +237,8 @@ class ShardedHead:
         normal = self.draws(step, len(samples)) if self.margin.draws else None
         cosine = torch.zeros_like(samples[:, 0])
         batch = Batch(cosine, torch.linalg.vector_norm(samples, dim=1), normal, self.margin_state)
-        return Step(x_hat, x_hat.to(self.product_dtype), rows, step, batch, self.passes.tile_bytes)
+        form = self.product_dtype != self.dtype or self.shard.per_class > 1 or self.past is not None
+        return Step(x_hat, x_hat.to(self.product_dtype), rows, step, batch, self.passes.tile_bytes, form)
 
     def _reduced(self, at: Step, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Over all ranks: target cosines (and what `Dominance` counts) [N, 1 or 2], the negatives' sums, their peak.
@@ -263,8 +264,9 @@ class ShardedHead:
         if not self.shard.classes:
             return at.x_hat.new_zeros(len(labels), 1 + (self.dominance is not None))
         row = local.clamp(0, self.shard.classes - 1)
-        centers = self.shard.read(row, at.number).effective.view(len(row), -1, at.x_hat.shape[1])
-        every = torch.linalg.vecdot(at.x_hat[:, None], centers)
+        effective = self.shard.read(row, at.number).effective
+        assert effective is not None
+        every = torch.linalg.vecdot(at.x_hat[:, None], effective.view(len(row), -1, at.x_hat.shape[1]))
         cosine, which = every.max(dim=1)
         columns = [cosine]
         if self.dominance is not None:

@@ -7,7 +7,7 @@ Proven by tests/recognition/heads/test_margins.py, test_margin_states.py and tes
 from recognition.heads.margins.adaptive import AdaCos, ElasticFace
 from recognition.heads.margins.binary import SphereFace2, UniFace
 from recognition.heads.margins.fixed import ArcFace, BroadFace, Combined, CosFace, NormFace, SphereFace, SubCenter
-from recognition.heads.margins.margin import SINE_FLOOR, Batch, Margin, angle, bounded, sine, target_logit
+from recognition.heads.margins.margin import SAFE_LOGIT, SINE_FLOOR, Batch, Margin, angle, bounded, sine, target_logit
 from recognition.heads.margins.mining import Circle, CurricularFace, MVSoftmax
 from recognition.heads.margins.quality import AdaFace, MagFace
 
@@ -31,7 +31,7 @@ MARGINS: dict[str, type[Margin]] = {
 }
 
 __all__ = [
-    "MARGINS", "SINE_FLOOR", "AdaCos", "AdaFace", "ArcFace", "Batch", "BroadFace", "Circle", "Combined", "CosFace",
-    "CurricularFace", "ElasticFace", "MVSoftmax", "MagFace", "Margin", "NormFace", "SphereFace", "SphereFace2",
-    "SubCenter", "UniFace", "angle", "bounded", "sine", "target_logit",
+    "MARGINS", "SAFE_LOGIT", "SINE_FLOOR", "AdaCos", "AdaFace", "ArcFace", "Batch", "BroadFace", "Circle", "Combined",
+    "CosFace", "CurricularFace", "ElasticFace", "MVSoftmax", "MagFace", "Margin", "NormFace", "SphereFace",
+    "SphereFace2", "SubCenter", "UniFace", "angle", "bounded", "sine", "target_logit",
 ]

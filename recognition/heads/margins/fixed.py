@@ -95,7 +95,12 @@ class SubCenter(ArcFace):
 
     centers_per_class: int = bounded(3, 1, 64)
     drop_degrees: float | None = bounded(None, 0, 180)
-    drop_epoch: float = bounded(0.0, 0, 1e6)
+    drop_epoch: float = bounded(4.0, 0, 1e6)
+
+    def mistakes(self) -> list[str]:
+        """As for every margin; and dropping from the start on, when all samples are far from all centres."""
+        early = self.drop_degrees is not None and not self.drop_epoch > 0
+        return super().mistakes() + ["drop_epoch: expected above 0; fresh centres are far from everybody"] * early
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ SINE_FLOOR = 1e-3
 """Smallest sin θ that a derivative divides by: |dθ/dc| stays ≤ 1000."""
 
 
+SAFE_LOGIT = 70.0
+"""Largest logit whose exponential, summed over 10^7 classes, float32 still holds: e^70 · 10^7 = 2.5e37 < 3.4e38."""
+
+
 class Batch(NamedTuple):
     """What a margin may know about the global batch; the same on all ranks, none of it carries a gradient.
 
