@@ -106,7 +106,7 @@ def members(
     for number, member in enumerate(found):
         same = [one.config.name for one in found[:number] if _trains(one) == _trains(member)]
         if same:
-            raise SettingsError(f"{member.config.name} would train the same as {same[0]}; does an override undo a variant?")
+            raise SettingsError(f"{member.config.name} would train the same as {same[0]}; is a variant overridden?")
     return found
 
 

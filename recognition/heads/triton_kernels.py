@@ -8,8 +8,8 @@ does not depend on timing. Arithmetic is float32 whatever the products' type; fl
 Proven by tests/recognition/heads/test_triton_kernels.py in Triton's interpreter.
 """
 
-import triton  # type: ignore[import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
 
 
 @triton.jit

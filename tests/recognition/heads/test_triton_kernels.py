@@ -124,7 +124,7 @@ def in_torch(
     coefficient = torch.where(target, of_target[:, None].to(exact), coefficient).to(dtype)
     gradient = (coefficient.T @ x_hat.to(dtype)).to(exact) / len(x_hat)
     gradient = effective_gradient(gradient, used, memory, fresh, rows.injection)
-    OPTIMIZER.update(used, momentum, gradient, LR, torch.tensor(True))
+    OPTIMIZER.update(used, {"velocity": momentum}, gradient, LR, torch.tensor(True))
     weight[where], velocity[where] = used, momentum
     return Result(sums, (coefficient @ centers.to(dtype)).to(exact), weight, velocity)
 
