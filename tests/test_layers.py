@@ -16,7 +16,8 @@ LAYERS = [
          "recognition/memory.py", "recognition/momentum.py", "recognition/batch_statistics.py",
          "recognition/micro_batches.py"]),
     (3, ["recognition/config.py"]),
-    (5, ["recognition/train.py", "recognition/launch.py", "recognition/finish.py", "tools", "configs", "benchmarks"]),
+    (5, ["recognition/train.py", "recognition/launch.py", "recognition/compare.py", "recognition/finish.py", "tools",
+         "configs", "benchmarks"]),
     (4, ["recognition", "eval"]),
 ]
 
