@@ -18,12 +18,13 @@ from recognition.data.batch import normalise
 from recognition.data.plan import Augmentation
 from recognition.distributed import Ranks, gather_uneven_rows
 from recognition.errors import NumericsError, SettingsError
-from recognition.heads.margins import ArcFace
+from recognition.heads.margins import AdaFace, ArcFace, BroadFace, CurricularFace, SphereFace2, SubCenter
+from recognition.heads.row_optimizers import RowAdagrad, RowAdamW
 from recognition.heads.sharded import HeadSettings
-from recognition.memory import QAFace
+from recognition.memory import VPL, QAFace
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
-from recognition.train import assemble, replicated_state, resume, save, train, train_step
+from recognition.train import Run, assemble, replicated_state, resume, save, train, train_step
 
 
 def _config(output: Path, root: Path, **changed: object) -> Config:
@@ -81,8 +82,18 @@ def _all_state(ranks: Ranks, config: Config, stop_at: int | None) -> dict[str, n
         train_step(run, batch, float(run.rates[run.step]))
         if run.step % 5 == 0:
             save(run)
-    state = {name: tensor.detach().clone().numpy() for name, tensor in replicated_state(run).items()}
-    return state | {name: gather_uneven_rows(rows, ranks).numpy() for name, rows in run.head.state().items()}
+    return _values(run, ranks)
+
+
+def _values(run: Run, ranks: Ranks) -> dict[str, np.ndarray]:
+    """All state of a run, the shards joined; NumPy has no bfloat16, float32 holds it."""
+    tensors = replicated_state(run) | {
+        name: gather_uneven_rows(rows, ranks) for name, rows in run.head.state().items()
+    }
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().clone().numpy()
+        for name, tensor in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(("world", "rate", "parts"), [(1, 0.5, 1), (2, 1.0, 1), (2, 0.5, 1), (2, 0.5, 2), (4, 1.0, 1)])
@@ -99,6 +110,56 @@ def test_resume_equals_uninterrupted_to_the_bit(on_ranks, tmp_path, small_set, w
     for rank, expected in enumerate(uninterrupted):
         for name, value in expected.items():
             np.testing.assert_array_equal(resumed[rank][name], value, err_msg=f"rank {rank}: {name}")
+
+
+KINDS = {
+    "qaface": HeadSettings(ArcFace(s=16.0, m=0.3), 0.5, inject=QAFace(start_epoch=0.2, stat_momentum=0.5)),
+    "adaface, adamw, bf16, decay": HeadSettings(
+        AdaFace(s=16.0), 0.5, RowAdamW(), inject=VPL(start_epoch=0.2), storage="bf16", catch_up_decay=True
+    ),
+    "sphereface2, adagrad": HeadSettings(SphereFace2(), 0.5, RowAdagrad()),
+    "curricularface": HeadSettings(CurricularFace(s=16.0), catch_up_decay=True),
+    "subcenter, dropping": HeadSettings(SubCenter(s=16.0, drop_degrees=80.0, drop_epoch=0.2)),
+    "broadface": HeadSettings(BroadFace(s=16.0, queue=40)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_a_head_learns_is_resumed_to_the_bit(on_ranks, tmp_path, small_set, kind):
+    whole, stopped = (_config(tmp_path / name, small_set, head=KINDS[kind], epochs=2) for name in ("whole", "stopped"))
+    for config in (whole, stopped):
+        config.folder.mkdir(parents=True)
+    uninterrupted = on_ranks(2, _all_state, whole, None)
+    on_ranks(2, _all_state, stopped, 7)
+    resumed = on_ranks(2, _all_state, stopped, None)
+    for name, value in uninterrupted[0].items():
+        np.testing.assert_array_equal(resumed[0][name], value, err_msg=name)
+
+
+def _load_and_save(ranks: Ranks, source: Config, target: Config) -> dict[str, np.ndarray]:
+    """All state of a run as this number of ranks finds it, saved again in another place."""
+    torch.manual_seed(ranks.world_size)
+    run = assemble(source, ranks)
+    resume(run)
+    run.config = target
+    save(run)
+    return _values(run, ranks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_numbers_of_ranks_find_all_state_to_the_bit(on_ranks, tmp_path, small_set, kind):
+    """Trained on 2 ranks, then 1, then 4: memory, stamps and statistics, the optimiser's rows, the margin's state."""
+    trained, on_one, on_four = (_config(tmp_path / n, small_set, head=KINDS[kind], epochs=2) for n in ("2", "1", "4"))
+    for config in (trained, on_one, on_four):
+        config.folder.mkdir(parents=True)
+    before = on_ranks(2, _all_state, trained, 5)[0]
+    for found in (on_ranks(1, _load_and_save, trained, on_one)[0], on_ranks(4, _load_and_save, on_one, on_four)[0]):
+        assert found.keys() == before.keys()
+        for name, value in before.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    moved = {"qaface": ["memory", "stamp", "memory.statistics"], "sphereface2, adagrad": ["head.bias", "square"],
+             "subcenter, dropping": ["chosen"], "broadface": ["head.past_label"]}
+    assert all(np.unique(before[name]).size > 1 or before[name].size == 1 for name in moved.get(kind, []))
 
 
 def _scores(ranks: Ranks, path: str) -> list[dict]:
