@@ -2,8 +2,10 @@
 
     checkpoints/
       step-000012000/
-        replicated.safetensors            what is the same on all ranks: backbone, its optimiser
-        rows-00000000-00102995.safetensors   classes [start, stop) of every row tensor: centres, their momentum
+        replicated.safetensors            what is the same on all ranks: both backbones, the optimiser, the margin's
+                                          state, the statistics of the norms
+        rows-00000000-00102995.safetensors   classes [start, stop) of every row tensor: centres, their optimiser's rows,
+                                             memory and stamps
         rows-00102995-00205990.safetensors   … one file a rank
         state.json                        plain numbers: step, best score
         manifest.json                     size and SHA-256 of all of these; written last
@@ -137,7 +139,7 @@ def latest(folder: Path, ranks: Ranks) -> Saved | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest saves, once the newest verifies; called by one rank."""
+    """Remove all but the `keep` newest saves (0: none is removed), once the newest verifies; called by one rank."""
     all_saves = saves(folder)
     if all_saves and not problems(all_saves[-1]):
         for old in all_saves[:-keep]:

@@ -59,7 +59,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """How often the whole state is saved and how many saves are kept."""
+    """How often the whole state is saved and how many saves are kept; 0: all, e.g. for `eval.quality`."""
 
     every_epochs: float = 1.0
     keep: int = 2
@@ -418,7 +418,7 @@ def _value_problems(config: Config) -> list[str]:
         ("evaluation.every_epochs", c.evaluation.every_epochs, lambda v: 0 <= v < 1e6, "0 or more"),
         ("evaluation.degrade", c.evaluation.degrade, lambda v: all(1 <= side <= 112 for side in v), "sides 1 to 112"),
         ("checkpoint.every_epochs", c.checkpoint.every_epochs, lambda v: 0 < v < 1e6, "above 0"),
-        ("checkpoint.keep", c.checkpoint.keep, lambda v: v >= 1, "at least 1"),
+        ("checkpoint.keep", c.checkpoint.keep, lambda v: v >= 0, "0 (all) or more"),
         ("log.every_steps", c.log.every_steps, lambda v: v >= 1, "at least 1"),
     ]
     problems = [f"{name}: {value!r}; expected {hint}" for name, value, good, hint in rules if not good(value)]

@@ -112,7 +112,7 @@ class ShardedHead:
     ) -> None:
         margin = settings.margin
         self.settings, self.margin = settings, margin
-        self.num_classes, self.ranks, self.seed = num_classes, ranks, seed
+        self.ranks, self.seed = ranks, seed
         self.dtype, self.product_dtype = dtype, torch.float64 if dtype == torch.float64 else product_dtype
         stored = torch.bfloat16 if settings.storage == "bf16" else dtype
         self.shard = Shard(num_classes, embedding_size, margin.centers_per_class, ranks, seed, settings.optimizer,

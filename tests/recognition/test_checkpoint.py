@@ -85,6 +85,8 @@ def test_none_good_is_an_error_that_names_them(tmp_path):
 def test_prune_keeps_the_newest(tmp_path):
     for step in (1, 2, 3):
         _save(Ranks(), str(tmp_path), step)
+    checkpoint.prune(tmp_path, keep=0)
+    assert len(list(tmp_path.iterdir())) == 3
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002", "step-000000003"]
 

@@ -248,3 +248,24 @@ def test_one_softmax_collective_a_step_but_for_the_margins_that_need_more(on_ran
 def test_a_scale_beyond_float32_takes_one_collective_more(on_ranks):
     for sent in on_ranks(2, _collectives, "arcface", 0.5):
         assert [shape for operation, shape in sent if operation == "all_reduce"] == [(BATCH,), (BATCH, 2)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+@pytest.mark.parametrize("name", MARGINS)
+def test_a_step_on_cuda_waits_for_nothing(name, rate):
+    """torch's own check of synchronising calls, where there is a GPU."""
+    device = torch.device("cuda", 0)
+    settings = {"broadface": {"queue": 10}, "subcenter": {"drop_degrees": 75.0}}.get(name, {})
+    inject = Injection() if name == "subcenter" else QAFace(start_epoch=0)
+    head_settings = HeadSettings(MARGINS[name](**settings), 1.0 if name == "broadface" else rate, inject=inject)
+    head = ShardedHead(head_settings, 2000, 64, Ranks(device=device), product_dtype=torch.bfloat16)
+    embedding, label = torch.randn(16, 64, device=device), torch.arange(16, device=device)
+    try:
+        for step in range(3):
+            result = head.step(embedding, label, step, lr=0.1)
+            head.remember(result, embedding, step, result.finite)
+            torch.cuda.set_sync_debug_mode("error")  # the first step may compile kernels and allocate
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.finite
