@@ -4,8 +4,8 @@ Convention: row j belongs to class start + j, as the centres' rows do. A memory 
 its class; it is mixed into the centre anew in every step, nothing is accumulated into the weights, and no gradient
 flows into it. Injection is local: beyond the gathered momentum embeddings nothing is communicated.
 
-    effective_centers   (W, M, fresh) → W̃             pure
-    effective_gradient  ∂L/∂W̃ → ∂L/∂W                  its adjoint
+    effective_centers   (W, M, fresh) → W̃             pure; `mix` is the same with 1/‖W‖ given
+    effective_gradient  ∂L/∂W̃ → ∂L/∂W                  its adjoint; `mix_gradient` likewise
     Memory              M, stamps, μ and σ of the norms; which rows are fresh; the write
 
 Shapes: B rows of the global batch, d embedding size, C_r classes of the shard, n rows of a tile.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recognition.distributed import Ranks, sum_over_ranks
-from recognition.vectors import unit, unit_gradient
+from recognition.vectors import inverse_norm, unit
 
 SMALLEST_DEVIATION = 1e-6
 
@@ -97,26 +97,41 @@ class QAFace(Injection):
 INJECTIONS: dict[str, type[Injection]] = {"none": Injection, "vpl": VPL, "qaface": QAFace}
 
 
-def _mix(w_hat: Tensor, memory: Tensor, injection: Injection) -> tuple[Tensor, float]:
-    """The sum before it is brought to unit length, and the share of Ŵ in it."""
+def mix(weight: Tensor, inverse: Tensor, memory: Tensor, fresh: Tensor, injection: Injection) -> tuple[Tensor, Tensor]:
+    """W̃ of rows [n, d], and what `mix_gradient` needs of it, [n, 1]: how much of a change of Ŵ reaches W̃.
+
+    inverse: [n, 1] 1/‖W‖.  fresh: boolean [n]; a row that is not takes the plain unit centre W/‖W‖ to the bit.
+    """
+    is_fresh = fresh[:, None]
     share = 1 - injection.strength if isinstance(injection, VPL) else 1.0
-    return share * w_hat + injection.strength * memory, share
+    mixed = weight * torch.where(is_fresh, share * inverse, inverse)
+    mixed.addcmul_(memory, is_fresh.to(mixed.dtype), value=injection.strength)
+    length = torch.where(is_fresh, inverse_norm(mixed), 1)
+    return mixed * length, torch.where(is_fresh, share * length, 1)
+
+
+def mix_gradient(gradient: Tensor, weight: Tensor, inverse: Tensor, effective: Tensor, reach: Tensor) -> Tensor:
+    """∂L/∂W [n, d] from ∂L/∂W̃ [n, d], which is used up; the memory is a constant.
+
+    Through both normalisations: t = g − (g·W̃)W̃, then (t − (t·Ŵ)Ŵ)·reach/‖W‖ with Ŵ = W/‖W‖.
+    """
+    radial = torch.linalg.vecdot(gradient, effective)[:, None]
+    gradient.addcmul_(effective, radial, value=-1)
+    radial = torch.linalg.vecdot(gradient, weight)[:, None] * inverse.square()
+    return gradient.addcmul_(weight, radial, value=-1).mul_(reach * inverse)
 
 
 def effective_centers(weight: Tensor, memory: Tensor, fresh: Tensor, injection: Injection) -> Tensor:
-    """W̃ of rows [n, d] float32: the mix where `fresh` [n], elsewhere the plain unit centre to the bit."""
-    w_hat = unit(weight)
-    mixed, _ = _mix(w_hat, memory, injection)
-    return torch.where(fresh[:, None], unit(mixed), w_hat)
+    """W̃ of rows [n, d]: the mix where `fresh` [n], elsewhere the plain unit centre to the bit."""
+    return mix(weight, inverse_norm(weight), memory, fresh, injection)[0]
 
 
 def effective_gradient(
     gradient: Tensor, weight: Tensor, memory: Tensor, fresh: Tensor, injection: Injection
 ) -> Tensor:
     """∂L/∂W [n, d] from ∂L/∂W̃, through both normalisations; the memory is a constant."""
-    mixed, share = _mix(unit(weight), memory, injection)
-    through_mix = share * unit_gradient(gradient, mixed)
-    return unit_gradient(torch.where(fresh[:, None], through_mix, gradient), weight)
+    inverse = inverse_norm(weight)
+    return mix_gradient(gradient.clone(), weight, inverse, *mix(weight, inverse, memory, fresh, injection))
 
 
 class Memory:

@@ -149,7 +149,8 @@ class TiledPasses:
     def _tiles(self, at: Step, keep: bool) -> Iterator[Tile]:
         """All tiles of the classes used; keep: their cosines are wanted again, in a later pass."""
         size, per_class = at.x_hat.shape[1], self.shard.per_class
-        width = max(1, self.tile_bytes // class_bytes(len(at.x_hat), size, per_class, self.dtype.itemsize))
+        injects = self.shard.injects(at.number)
+        width = max(1, self.tile_bytes // class_bytes(len(at.x_hat), size, per_class, self.dtype.itemsize, injects))
         for low in range(0, at.rows.count, width):
             high = min(low + width, at.rows.count)
             centers = self.shard.read(at.rows.tile(low, high), at.number, at.form, at.inverse.get(low))
@@ -222,9 +223,9 @@ def _through_lengths(coefficient: Tensor, tile: Tile, x_hat: Tensor, total: Tens
     return gradient.addcmul_(weight, radial[:, None] * inverse.square(), value=-1)
 
 
-def class_bytes(samples: int, size: int, per_class: int = 1, itemsize: int = 4) -> int:
+def class_bytes(samples: int, size: int, per_class: int = 1, itemsize: int = 4, injects: bool = False) -> int:
     """Memory that one class of a tile takes at the peak: some rows of its size, and some columns of cosines."""
-    return itemsize * ((1 + 3 * per_class) * samples + 6 * size * per_class)
+    return itemsize * ((1 + 3 * per_class) * samples + (8 if injects else 6) * size * per_class)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from recognition.distributed import Ranks
 from recognition.heads.centers import initial_centers, shard_range
 from recognition.heads.row_optimizers import RowOptimizer, stochastic_round
-from recognition.memory import Injection, Memory, effective_centers, effective_gradient
+from recognition.memory import Injection, Memory, mix, mix_gradient
 from recognition.streams import stream_key
 from recognition.vectors import inverse_norm
 
@@ -30,7 +30,7 @@ class Centers(NamedTuple):
 
     where: rows of the shard.  classes: which classes.  weight: [n, d].  inverse: [n, 1] 1/‖weight‖.
     effective: [n, d] unit length, with what is injected; None where it is weight · inverse and was not asked for.
-    memory, fresh: [n, d] and boolean [n], None where nothing is injected.
+    reach: [n, 1] of a change of the weight's direction in the effective centre, None where nothing is injected.
     """
 
     where: Where
@@ -38,8 +38,7 @@ class Centers(NamedTuple):
     weight: Tensor
     inverse: Tensor
     effective: Tensor | None
-    memory: Tensor | None
-    fresh: Tensor | None
+    reach: Tensor | None = None
 
 
 class Shard:
@@ -91,19 +90,16 @@ class Shard:
         weight = self.weight[rows].to(self.computed)
         inverse = inverse_norm(weight) if inverse is None else inverse
         if not self.injects(step):
-            return Centers(rows, where, weight, inverse, weight * inverse if form else None, None, None)
+            return Centers(rows, where, weight, inverse, weight * inverse if form else None)
         assert self.memory is not None
         memory, fresh = self.memory.rows[rows].to(self.computed), self.memory.fresh(rows, step)
-        effective = effective_centers(weight, memory, fresh, self.memory.injection)
-        return Centers(rows, where, weight, inverse, effective, memory, fresh)
+        return Centers(rows, where, weight, inverse, *mix(weight, inverse, memory, fresh, self.memory.injection))
 
     def weight_gradient(self, centers: Centers, gradient: Tensor) -> Tensor:
         """∂loss/∂weight from ∂loss/∂effective, both [n, d]; the latter is used up."""
         assert centers.effective is not None
-        if centers.memory is not None:
-            assert centers.fresh is not None
-            assert self.memory is not None
-            return effective_gradient(gradient, centers.weight, centers.memory, centers.fresh, self.memory.injection)
+        if centers.reach is not None:
+            return mix_gradient(gradient, centers.weight, centers.inverse, centers.effective, centers.reach)
         radial = torch.linalg.vecdot(gradient, centers.effective)[:, None]
         return gradient.addcmul_(radial, centers.effective, value=-1).mul_(centers.inverse)
 
