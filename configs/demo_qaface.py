@@ -4,7 +4,7 @@ Command:  bash run.sh configs/demo_qaface.py     (--seeds 0 1 2 for mean ± devi
 Source:   none; data and backbone are the demo's, the augmentation is that of QAFace (WACV 2023, section 4.2).
 Settings: 936 steps are no 99,264. Injection starts after the first of three epochs; μ and σ follow within ten steps;
           and a row stays fresh for 5·C samples, five appearances of its class on average, as in the paper.
-Cost:     three runs, about 13 minutes on 2 cores.
+Cost:     three runs, 9 minutes on 2 cores.
 """
 
 import dataclasses
