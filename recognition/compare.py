@@ -7,7 +7,7 @@ ordinary run in a folder of its own, NAME[_VARIANT][_seedN], started as run.sh s
 not run again and one that was stopped goes on from its checkpoint, so the same command survives any stop. A member
 that fails does not keep the others from running.
 
-    OUTPUT/LABEL+LABEL….comparison.json
+    OUTPUT/LABEL+LABEL…[_seedsN+M…].comparison.json
         {"figures":     {label: {figure: {"mean", "deviation", "seeds", "values": {seed: value}}}},
          "differences": {label: {figure: {"mean", "error", "seeds"}}},
          "failed":      {member: exit status}}
@@ -18,6 +18,7 @@ Proven by tests/recognition/test_compare.py.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -85,11 +86,9 @@ def members(
     single: configs as they stand, without their variants.
     Raises SettingsError with every mistake of every member, and when two would share a folder or train the same.
     """
-    variants: list[tuple[str, str | None, tuple[str, ...]]] = []
-    for path in paths:
-        makes = None if single else getattr(read_file(path), "variants", None)
-        for variant, extra in makes().items() if makes else [(None, ())]:
-            variants.append((path, variant, tuple(extra)))
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError(f"--seeds {' '.join(map(str, seeds))}: a seed is given twice")
+    variants = [(path, variant, extra) for path in paths for variant, extra in _variants(path, single).items()]
     found = []
     each_seed: Sequence[int | None] = seeds or [None]
     for seed in each_seed:
@@ -110,6 +109,22 @@ def members(
     return found
 
 
+def _variants(path: str, single: bool) -> dict[str | None, tuple[str, ...]]:
+    """What a config file's `variants()` asks for: {name: overrides}; one without a name where there are none."""
+    makes = None if single else getattr(read_file(path), "variants", None)
+    if makes is None:
+        return {None: ()}
+    try:
+        made = makes()
+        good = made and all(isinstance(name, str) and not isinstance(extra, str) for name, extra in made.items())
+        found: dict[str | None, tuple[str, ...]] = {name: tuple(map(str, extra)) for name, extra in made.items()}
+    except Exception as error:
+        raise SettingsError(f"{path}: variants(): {type(error).__name__}: {error}") from error
+    if not good:
+        raise SettingsError(f"{path}: variants(): expected {{name: (override, …)}} with at least one, got {made!r}")
+    return found
+
+
 def _trains(member: Member) -> dict[str, Any]:
     return decisive_settings(member.config) | {"root": member.config.data.root}
 
@@ -118,34 +133,51 @@ def compare(
     paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], side_by_side: int = 1, single: bool = False
 ) -> int:
     """Run what is not finished, print and write the table; 0, or the status of the first member that failed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no run is left behind
+    signal.signal(signal.SIGTERM, _stopped)
     every = members(paths, seeds, overrides, single)
-    labels = "+".join(dict.fromkeys(member.label for member in every))
-    output = every[0].config.folder.with_name(f"{labels[:120]}.comparison.json")
+    shares = machine_shares(side_by_side)
     for member in {member.path: member for member in every}.values():
         prepare = getattr(read_file(member.path), "prepare", None)
         if prepare is not None:  # here, once: members side by side would all make the same data
             prepare(member.config)
+    for member in every:
+        find_sets(member.config)  # what is missing is told once, before anything runs
     waiting = [member for member in every if not member.is_finished]
     print(f"{len(every)} runs, {len(every) - len(waiting)} of them finished already", flush=True)
-    failed = run_all(waiting, side_by_side)
+    failed = run_all(waiting, shares)
     failed |= {one.config.name: 1 for one in waiting if one.config.name not in failed and not one.is_finished}
     result = summary(every) | {"failed": failed}
-    write_json(output, result)
-    for table in tables(result):
-        print(table)
+    if any(result["figures"].values()):
+        output = every[0].config.folder.with_name(f"{_name(every, seeds)}.comparison.json")
+        write_json(output, result)
+        for table in tables(result):
+            print(table)
+        print(f"written to {output}")
+    else:
+        print("no figures to compare: nothing finished, or no evaluation sets were given")
     for name, status in failed.items():
         print(f"{name}: failed with status {status}", file=sys.stderr)
-    print(f"written to {output}")
     return next(iter(failed.values()), 0)
 
 
-def run_all(waiting: Sequence[Member], side_by_side: int) -> dict[str, int]:
-    """Run members, at most so many at a time; {name: exit status} of those that failed.
+def _stopped(*_: object) -> None:
+    """End as Ctrl-C does, so that no run is left behind."""
+    print("stopped by SIGTERM; the same command goes on", file=sys.stderr, flush=True)
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _name(every: Sequence[Member], seeds: Sequence[int]) -> str:
+    """A file name for these labels and seeds, and for no others."""
+    labels = "+".join(dict.fromkeys(member.label for member in every))
+    whole = "_".join([labels, *(["seeds" + "+".join(map(str, seeds))] if seeds else [])])
+    return whole if len(whole) <= 120 else f"{whole[:100]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def run_all(waiting: Sequence[Member], shares: Sequence[dict[str, str]]) -> dict[str, int]:
+    """Run members, as many at a time as there are shares of the machine; {name: exit status} of those that failed.
 
     Side by side each gets its share of the GPUs, or of the cores, and writes what it says to NAME.log.
     """
-    shares = machine_shares(side_by_side)
     queue, failed = list(waiting), dict[str, int]()
     running: dict[int, tuple[Member, subprocess.Popen[bytes], TextIO | None]] = {}
     try:
@@ -162,6 +194,8 @@ def run_all(waiting: Sequence[Member], side_by_side: int) -> dict[str, int]:
                 if process.returncode:
                     failed[member.config.name] = process.returncode
                 state = f"failed, status {process.returncode}" if process.returncode else "done"
+                if process.returncode and log is not None:
+                    state += f": {_last_line(Path(log.name))}"
                 print(f"{member.config.name}: {state}; {len(queue) + len(running)} to go", flush=True)
             time.sleep(0.2)
     except BaseException as stop:
@@ -179,6 +213,11 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], told: bool) -> None:
         process.terminate()
     for process in processes:
         process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
 
 
 def _start(member: Member, share: dict[str, str]) -> tuple[Member, subprocess.Popen[bytes], TextIO | None]:

@@ -200,7 +200,9 @@ def _nearest(name: str, wrong: str, valid: typing.Iterable[str]) -> str:
     prefix = name.rpartition(".")[0]
     if near:
         return f"; nearest: {prefix + '.' if prefix and name.endswith(wrong) else ''}{near[0]}"
-    everywhere = {path.rpartition(".")[2]: path for path in settings_of(Config(name=""))}
+    group = name.partition(".")[0] if "." in name else ""  # elsewhere in the tree the same word means another thing
+    known = (path for path in settings_of(Config(name="")) if path != name and path.startswith(group))
+    everywhere = {path.rpartition(".")[2]: path for path in known}
     near = difflib.get_close_matches(name.rpartition(".")[2], list(everywhere), n=1)
     return f"; nearest: {everywhere[near[0]]}" if near else f"; valid: {', '.join(valid)}"
 

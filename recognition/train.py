@@ -231,6 +231,8 @@ def begin(run: Run) -> None:
                 config.backbone.name, sum(p.numel() for p in run.backbone.parameters()) / 1e6, config.head.margin,
                 ranks.world_size, ranks.device.type, str(run.product_dtype).removeprefix("torch."), config.batch_size,
                 head.stop - head.start)
+    if head.memory is not None and not head.memory.injects(len(run.rates) - 1):
+        logger.warning("nothing will be injected: head.inject starts after the last step, or has no age or strength")
     logger.info("%d steps (%s epochs), from step %d, by %s", len(run.rates), config.epochs, run.step,
                 type(run.loader).__name__)
 

@@ -74,6 +74,7 @@ def make_demo_data(out: Path, settings: DemoSettings | None = None, workers: int
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
+        print(f"drawing {settings.identities} people and their pairs into {out}", flush=True)
         _make_sets(work, settings, workers or os.cpu_count() or 1)
         (work / MADE_FROM).write_text(made_from)
         work.chmod(0o755)  # mkdtemp's is the owner's alone

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from recognition.compare import machine_shares, members, summary, tables
-from recognition.errors import SettingsError
+from recognition.errors import DataError, SettingsError
 from recognition.finish import evaluated_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -70,8 +70,6 @@ def test_runs_that_would_share_a_folder_are_refused(tmp_path):
     path = _config(tmp_path, "x")
     with pytest.raises(SettingsError, match="share a folder"):
         members([path, path], [0], [])
-    with pytest.raises(SettingsError, match="share a folder"):
-        members([path], [1, 1], [])
 
 
 def test_an_override_that_undoes_the_variants_is_refused(tmp_path):
@@ -188,11 +186,39 @@ def test_comparison_is_stopped_goes_on_and_is_not_repeated(tmp_path, small_set):
 
 
 def test_a_failing_member_does_not_keep_the_others_from_running(tmp_path, small_set):
-    bad = _config(tmp_path, tmp_path / "nothing", name="bad")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(small_set, damaged)
+    (damaged / "train.rec").write_bytes(b"no records at all")
+    bad = _config(tmp_path, damaged, name="bad")
     good = _config(tmp_path, small_set, name="good", epochs=0.5)
     process = _begin(bad, good, "--side-by-side", str(min(2, len(os.sched_getaffinity(0)))))
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == SettingsError.status
-    assert "bad: failed with status 2" in errors
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == DataError.status
+    assert "bad: failed with status 3" in errors
     assert (tmp_path / "runs" / "good" / "evaluation.json").exists()
-    assert "no such folder" in (tmp_path / "runs" / "bad.log").read_text()
+    if len(os.sched_getaffinity(0)) > 1:
+        assert "bad: failed, status 3: error: " in output
+
+
+def test_what_is_missing_is_told_once_and_spares_earlier_results(tmp_path, small_set):
+    path = _config(tmp_path, small_set, more=VARIANTS)
+    process = _begin(path, "--set", "evaluation.sets=nope")
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == SettingsError.status
+    assert errors.count("nope") == 3  # the places where it was looked for
+    assert "runs" not in output
+    assert not list(tmp_path.glob("runs/*.comparison.json"))
+
+
+@pytest.mark.parametrize(
+    "made", ["{}", "['a', 'b']", "{'a': 'seed=1'}", "{1: ()}", "1 / 0"],
+)
+def test_variants_that_are_none_are_a_settings_error(tmp_path, made):
+    path = _config(tmp_path, "x", more=f"def variants():\n    return {made}")
+    with pytest.raises(SettingsError, match=r"variants\(\)"):
+        members([path], [], [])
+
+
+def test_a_seed_given_twice_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="given twice"):
+        members([_config(tmp_path, "x")], [1, 1], [])
