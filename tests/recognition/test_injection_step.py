@@ -283,3 +283,22 @@ def test_figures_for_the_log(on_ranks, world):
             "mean_weight": (1 + np.exp(-1)) / 2, "fresh": 2 / CLASSES, "memory_ratio": 1.0, "center_angle": 45.0,
             "injected_positives": 2 / 4,
         }, rel=1e-5)
+
+
+@pytest.mark.parametrize("injection", [VPL(start_epoch=0), QAFace(start_epoch=0)], ids=["vpl", "qaface"])
+def test_a_sample_never_meets_its_own_embedding_in_the_same_step(injection):
+    """Even were the memory written before it is read: a row of this step is not fresh until the next one."""
+    generator = torch.Generator().manual_seed(3)
+    embedding, label = torch.randn(BATCH, SIZE, generator=generator) * 5, torch.from_numpy(LABELS[0])
+    losses = {}
+    for written_first in (False, True):
+        head = _head(Ranks(), injection, 1.0)
+        assert head.memory is not None
+        head.memory.start_step = 0
+        if written_first:
+            norm = torch.linalg.vector_norm(embedding, dim=1)
+            head.memory.write(embedding, norm, label, 4, torch.tensor(True))
+            assert (head.memory.stamp == 4).any()
+        losses[written_first] = [head.step(embedding, label, step, lr=0.0).loss.item() for step in (4, 5)]
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=1e-6)
+    assert abs(losses[True][1] - losses[False][1]) > 1e-2
