@@ -25,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -142,11 +142,14 @@ def compare(
             prepare(member.config)
     for member in every:
         find_sets(member.config)  # what is missing is told once, before anything runs
-    waiting = [member for member in every if not member.is_finished]
+    finished = {member.config.name for member in every if member.is_finished}  # opens the data of each: asked once
+    waiting = [member for member in every if member.config.name not in finished]
     print(f"{len(every)} runs, {len(every) - len(waiting)} of them finished already", flush=True)
     failed = run_all(waiting, shares)
-    failed |= {one.config.name: 1 for one in waiting if one.config.name not in failed and not one.is_finished}
-    result = summary(every) | {"failed": failed}
+    ended = [member for member in waiting if member.config.name not in failed]
+    finished |= {member.config.name for member in ended if member.is_finished}
+    failed |= {member.config.name: 1 for member in ended if member.config.name not in finished}
+    result = summary(every, finished) | {"failed": failed}
     if any(result["figures"].values()):
         output = every[0].config.folder.with_name(f"{_name(every, seeds)}.comparison.json")
         write_json(output, result)
@@ -275,12 +278,15 @@ def figures(member: Member) -> dict[str, float]:
     return found
 
 
-def summary(every: Sequence[Member]) -> dict[str, Any]:
-    """Mean and deviation over seeds of every figure of every label, and differences from the first label."""
+def summary(every: Sequence[Member], finished: Collection[str]) -> dict[str, Any]:
+    """Mean and deviation over seeds of every figure of every label, and differences from the first label.
+
+    finished: names of the members that have figures.
+    """
     values: dict[str, dict[str, dict[str, float]]] = {}
     for member in every:
         of_label = values.setdefault(member.label, {})
-        if member.is_finished:
+        if member.config.name in finished:
             for figure, value in figures(member).items():
                 of_label.setdefault(figure, {})[str(member.config.seed)] = value
     first = next(iter(values.values()))

@@ -105,7 +105,7 @@ def test_table_is_mean_and_deviation_over_seeds_and_paired_differences(tmp_path,
     of_first, of_other = [0.80, 0.84, 0.91], [0.82, 0.87, 0.92]
     for member in every:
         _finish(member, (of_first if member.label == "small" else of_other)[member.config.seed])
-    result = summary(every)
+    result = summary(every, [member.config.name for member in every])
     figure = result["figures"]["small"]["pairs"]
     assert figure["mean"] == pytest.approx(np.mean(of_first))
     assert figure["deviation"] == pytest.approx(np.std(of_first, ddof=1))
@@ -124,7 +124,7 @@ def test_one_seed_has_no_deviation_and_unfinished_runs_leave_a_gap(tmp_path, sma
     paths = [_config(tmp_path, small_set), _config(tmp_path, small_set, name="other", epochs=3)]
     every = members(paths, [], [])
     _finish(every[0], 0.75)
-    means, *more = tables(summary(every))
+    means, *more = tables(summary(every, ["small"]))
     assert "0.7500 |" in str(means)
     assert "–" in str(means)
     assert more == []
