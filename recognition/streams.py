@@ -21,6 +21,11 @@ def stream_key(*words: int | np.ndarray) -> np.ndarray:
     return key
 
 
+def torch_seed(*words: int) -> int:
+    """Words to a seed that torch's generators take, below 2^63."""
+    return int(stream_key(*words)[0] >> 1)
+
+
 def uniform(key: np.ndarray, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 [b, count], from the streams of the keys uint64 [b]."""
     return (uniform_bits(key, count) >> np.uint64(11)) * 2.0**-53

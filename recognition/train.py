@@ -44,7 +44,7 @@ from recognition.micro_batches import MicroBatches
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.schedule import learning_rates
-from recognition.streams import stream_key
+from recognition.streams import torch_seed
 
 BAD_STEPS_IN_A_ROW = 3
 """So many steps that are not finite, one after the other, end the run."""
@@ -217,7 +217,7 @@ def seed_step(run: Run, *part: int) -> None:
 
     part: number of a micro-batch, where there are several.
     """
-    torch.manual_seed(int(stream_key(_DROPOUT, run.config.seed, run.step, run.ranks.rank, *part)[0] >> 1))
+    torch.manual_seed(torch_seed(_DROPOUT, run.config.seed, run.step, run.ranks.rank, *part))
 
 
 def begin(run: Run) -> None:

@@ -53,8 +53,7 @@ class PastEmbeddings:
 
 def _weights(label: Tensor, shard: Shard) -> Tensor:
     """Rows of the labels [n] that this shard owns, [n, d], zero elsewhere."""
-    local = label - shard.start
-    owned = (local >= 0) & (local < shard.classes)
     if not shard.classes:
         return torch.zeros(len(label), shard.size, device=label.device, dtype=shard.computed)
-    return torch.where(owned[:, None], shard.weight[local.clamp(0, shard.classes - 1)].to(shard.computed), 0)
+    row, owned = shard.locate(label)
+    return torch.where(owned[:, None], shard.weight[row].to(shard.computed), 0)

@@ -35,6 +35,7 @@ PROGRAMS = 132
 """Programs that keep a device busy: the multiprocessors of an H100 or H200. A constant, so that sums keep their order
 on any device."""
 
+
 def usable(
     margin: Margin, optimizer: Any, device: torch.device, product_dtype: torch.dtype, state_dtype: torch.dtype
 ) -> bool:

@@ -16,7 +16,7 @@ from recognition.distributed import Ranks
 from recognition.heads.centers import initial_centers, shard_range
 from recognition.heads.row_optimizers import RowOptimizer, stochastic_round
 from recognition.memory import Injection, Memory, mix, mix_gradient
-from recognition.streams import stream_key
+from recognition.streams import torch_seed
 from recognition.vectors import inverse_norm
 
 _ROUNDING = 0x726F756E64696E67  # keeps this use of a seed apart from others
@@ -68,6 +68,11 @@ class Shard:
         self.memory = Memory(injection, len(self.weight), self.size, self.weight.device, batch_size, start_step,
                              self.weight.dtype)
 
+    def locate(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Of labels [n]: the class in this shard, and whether it is here; elsewhere the former is any valid one."""
+        local = label - self.start
+        return local.clamp(0, max(self.classes - 1, 0)), (local >= 0) & (local < self.classes)
+
     def tensors(self) -> dict[str, Tensor]:
         """All that is stored, class by class: [C_r, …], what a checkpoint keeps and another sharding cuts."""
         rows = {"weight": self.weight, **self.states}
@@ -106,7 +111,7 @@ class Shard:
     def begin(self, step: int) -> None:
         """Seed the rounding of this step: a function of (seed, step, rank), so that nothing has to be saved."""
         if self._rounding is not None:
-            self._rounding.manual_seed(int(stream_key(_ROUNDING, self._seed, step, self._rank)[0] >> 1))
+            self._rounding.manual_seed(torch_seed(_ROUNDING, self._seed, step, self._rank))
 
     def update(self, centers: Centers, gradient: Tensor, lr: float, step: int, finite: Tensor) -> None:
         """Train rows that were read, and store them; `finite` False changes nothing, to the bit."""

@@ -39,7 +39,7 @@ from recognition.heads.sampling import Rows, pick_rows
 from recognition.heads.shard import Shard
 from recognition.heads.subcenters import Dominance
 from recognition.memory import Injection, Memory
-from recognition.streams import stream_key
+from recognition.streams import torch_seed
 from recognition.vectors import unit, unit_gradient
 
 _NEGATIVES = 0x6E656761746976  # keeps these uses of a seed apart from others
@@ -134,7 +134,7 @@ class ShardedHead:
     def _may_fuse(self) -> bool:
         """Whether the CUDA kernels know all that these settings ask for."""
         settings = self.settings
-        special = settings.ignore_above is not None or settings.catch_up_decay or self.past or self.dominance
+        special = settings.ignore_above is not None or settings.catch_up_decay or self.dominance
         return not special and fused.usable(
             settings.margin, settings.optimizer, self.ranks.device, self.product_dtype, self.weight.dtype
         )
@@ -180,7 +180,7 @@ class ShardedHead:
 
     def _generator(self, *key: int) -> torch.Generator:
         generator = torch.Generator(self.ranks.device)
-        generator.manual_seed(int(stream_key(key[0], self.seed, *key[1:])[0] >> 1))
+        generator.manual_seed(torch_seed(key[0], self.seed, *key[1:]))
         return generator
 
     @torch.no_grad()
@@ -259,11 +259,9 @@ class ShardedHead:
 
     def _targets(self, at: Step, labels: Tensor) -> Tensor:
         """This rank's part of the target cosines, 0 where another rank owns the class; [N, 1], with counts [N, 2]."""
-        local = labels - self.start
-        owned = (local >= 0) & (local < self.shard.classes)
         if not self.shard.classes:
             return at.x_hat.new_zeros(len(labels), 1 + (self.dominance is not None))
-        row = local.clamp(0, self.shard.classes - 1)
+        row, owned = self.shard.locate(labels)
         effective = self.shard.read(row, at.number).effective
         assert effective is not None
         every = torch.linalg.vecdot(at.x_hat[:, None], effective.view(len(row), -1, at.x_hat.shape[1]))
