@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from recognition.data.plan import IMAGE_SIDE, Plan
+from recognition.data.augmentation import IMAGE_SIDE
+from recognition.data.plan import Plan
 from recognition.errors import DataError
 
 

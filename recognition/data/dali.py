@@ -6,7 +6,6 @@ DALI's documentation and its tests are marked `gpu`); elsewhere the pipeline run
 Proven by tests/recognition/data/test_loaders.py.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 from nvidia import dali as typed_dali
 
+from recognition.data import dali_augment
+from recognition.data.augmentation import IMAGE_SIDE
 from recognition.data.batch import Batch, Samples, wrong_size
 from recognition.data.image_file import ImageError, decode_rgb
-from recognition.data.plan import IMAGE_SIDE, INTERPOLATIONS, Plan, PlannedBatch
+from recognition.data.plan import Plan, PlannedBatch
 from recognition.errors import DataError
 
 dali: Any = typed_dali  # DALI's type stubs lack much of what its modules have
@@ -25,14 +26,6 @@ fn, types, pipeline_def = dali.fn, dali.types, dali.pipeline_def
 TensorCPU, TensorListCPU = dali.tensors.TensorCPU, dali.tensors.TensorListCPU
 
 _PREFETCH = 2  # batches that DALI works on ahead
-_FILTERS = {
-    "nearest": types.INTERP_NN,
-    "linear": types.INTERP_LINEAR,
-    "cubic": types.INTERP_CUBIC,
-    "lanczos": types.INTERP_LANCZOS3,
-    "area": types.INTERP_LINEAR,  # with anti-aliasing, which DALI takes per operator and not per sample
-}
-_FILTER_NUMBERS = np.array([int(_FILTERS[name]) for name in INTERPOLATIONS], np.int32)
 
 
 class _Fed(NamedTuple):
@@ -79,14 +72,7 @@ class DaliLoader:
         planned = self.plan.batch(step)
         encoded = [self.dataset.encoded(sample) for sample in planned.sample.tolist()]
         raw = TensorListCPU([TensorCPU(image, "") for image in encoded], "", contiguous=False)
-        inputs = [raw, planned.flip.astype(np.int32)]
-        if self.plan.augmentation.crop:
-            inputs += [planned.is_cropped, *blanked_regions(planned.crop)]
-        if self.plan.augmentation.downsample:
-            side = np.repeat(planned.side[:, None], 2, axis=1).astype(np.float32)
-            is_area = planned.down == INTERPOLATIONS.index("area")
-            down, up = _FILTER_NUMBERS[planned.down], _FILTER_NUMBERS[planned.up]
-            inputs += [planned.is_downsampled, side, is_area, down, up]
+        inputs = [raw, *dali_augment.inputs(self.plan.augmentation, planned.draws)]
         return _Fed(planned, encoded, tuple(inputs))
 
     def _batch(self, planned: PlannedBatch, image: Any, size: Any) -> Batch:
@@ -119,35 +105,19 @@ def _reason(encoded: np.ndarray) -> str:
     return f"an image of {len(encoded)} bytes, beginning with {bytes(encoded[:8]).hex()}, that DALI cannot decode"
 
 
-def blanked_regions(crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The four bands around kept rectangles int32 [b, 4], as anchors and shapes (y, x) float32 [b, 8] each."""
-    top, left, height, width = crop.T
-    zero, full = np.zeros_like(top), np.full_like(top, IMAGE_SIDE)
-    bottom, right = top + height, left + width
-    anchor = np.stack([zero, zero, bottom, zero, zero, zero, zero, right], axis=1)
-    shape = np.stack([top, full, IMAGE_SIDE - bottom, full, full, left, full, IMAGE_SIDE - right], axis=1)
-    return anchor.astype(np.float32), shape.astype(np.float32)
-
-
 def _pipeline(plan: Plan, threads: int, device: torch.device, feed: Any) -> Any:
     """The pipeline: `feed()` gives a batch's inputs; out come images and the sizes that their headers state.
 
-    Only images of the right size are decoded, so that none can cost gigabytes; others come out as zeros. Augmentation
-    that the plan never asks for is not in the graph. What is not augmented takes no part in the branches.
+    Only images of the right size are decoded, so that none can cost gigabytes; others come out as zeros.
     """
     on_gpu = device.type == "cuda"
-    augmentation = plan.augmentation
-    num_inputs = 2 + 3 * (augmentation.crop > 0) + 5 * (augmentation.downsample > 0)
+    num_inputs = 1 + dali_augment.num_inputs(plan.augmentation)
 
     @pipeline_def(enable_conditionals=True)
     def define() -> tuple[Any, Any]:
-        inputs = iter(fn.external_source(source=feed, num_outputs=num_inputs, batch=True, no_copy=True))
-        image, size = _decode(next(inputs), on_gpu)
-        image = fn.flip(image, horizontal=next(inputs))
-        if augmentation.crop > 0:
-            image = _crop(image, *itertools.islice(inputs, 3))
-        if augmentation.downsample > 0:
-            image = _downsample(image, *inputs)
+        encoded, *arrays = fn.external_source(source=feed, num_outputs=num_inputs, batch=True, no_copy=True)
+        image, size = _decode(encoded, on_gpu)
+        image = dali_augment.augmented(image, plan.augmentation, arrays)
         return image, size
 
     pipeline = define(
@@ -161,7 +131,7 @@ def _pipeline(plan: Plan, threads: int, device: torch.device, feed: Any) -> Any:
     return pipeline
 
 
-# The three parts of the graph below are rewritten by DALI: `if` on a tensor is a branch for each sample.
+# Rewritten by DALI: `if` on a tensor is a branch for each sample.
 
 
 def _decode(encoded: Any, on_gpu: bool) -> tuple[Any, Any]:
@@ -174,24 +144,6 @@ def _decode(encoded: Any, on_gpu: bool) -> tuple[Any, Any]:
         if on_gpu:
             image = image.gpu()
     return image, size
-
-
-def _crop(image: Any, is_cropped: Any, anchor: Any, shape: Any) -> Any:
-    if is_cropped:
-        image = fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0)
-    return image
-
-
-def _downsample(image: Any, is_downsampled: Any, side: Any, is_area: Any, down: Any, up: Any) -> Any:
-    if is_downsampled:
-        down = fn.reinterpret(down, dtype=types.INTERP_TYPE)
-        up = fn.reinterpret(up, dtype=types.INTERP_TYPE)
-        if is_area:
-            image = fn.resize(image, size=side, interp_type=down, antialias=True)
-        else:
-            image = fn.resize(image, size=side, interp_type=down, antialias=False)
-        image = fn.resize(image, size=[IMAGE_SIDE, IMAGE_SIDE], interp_type=up, antialias=False)
-    return image
 
 
 def _device_number(device: torch.device) -> int:

@@ -11,10 +11,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from recognition.data.augment import augment
+from recognition.data.augmentation import IMAGE_SIDE
 from recognition.data.batch import Batch, Samples, wrong_size
 from recognition.data.image_file import ImageError, decode_rgb, image_size
-from recognition.data.plan import IMAGE_SIDE, Plan, PlannedBatch
-from recognition.data.resample import resize
+from recognition.data.plan import Plan, PlannedBatch
 from recognition.errors import DataError
 
 _PREFETCH = 2  # batches in work while one is used, as many as DALI's default
@@ -51,7 +52,7 @@ class FallbackLoader:
     def _fill(self, planned: PlannedBatch, image: np.ndarray, start: int, stop: int) -> None:
         for row in range(start, stop):
             decoded = decode(self.dataset, int(planned.sample[row]))
-            image[row] = augment(decoded, planned, row)
+            image[row] = augment(decoded, planned.draws, row)
 
     def _finish(self, planned: PlannedBatch, image: np.ndarray, parts: list[Future[None]]) -> Batch:
         for part in parts:
@@ -73,19 +74,3 @@ def decode(dataset: Samples, sample: int) -> np.ndarray:
         return decode_rgb(encoded)
     except ImageError as error:
         raise DataError(f"{dataset.where(sample)}: {error}") from error
-
-
-def augment(image: np.ndarray, planned: PlannedBatch, row: int) -> np.ndarray:
-    """Flip, crop and down-sample an image uint8 [112, 112, 3] as planned for a row."""
-    if planned.flip[row]:
-        image = image[:, ::-1]
-    top, left, height, width = planned.crop[row].tolist()
-    if (height, width) != image.shape[:2]:
-        kept = (slice(top, top + height), slice(left, left + width))
-        blanked = np.zeros_like(image)
-        blanked[kept] = image[kept]
-        image = blanked
-    if planned.side[row] < IMAGE_SIDE:
-        small = resize(image, int(planned.side[row]), int(planned.down[row]))
-        image = resize(small, IMAGE_SIDE, int(planned.up[row]))
-    return image

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from recognition.data.plan import INTERPOLATIONS
+from recognition.data.augmentation import INTERPOLATIONS
 
 
 def resize(image: np.ndarray, side: int, interpolation: int) -> np.ndarray:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from recognition.data.augment import augment
+from recognition.data.augmentation import IMAGE_SIDE, INTERPOLATIONS, UP_INTERPOLATIONS, Augmentation, Draws
 from recognition.data.dataset import open_dataset
-from recognition.data.fallback import FallbackLoader, augment
+from recognition.data.fallback import FallbackLoader
 from recognition.data.loader import make_loader, normalise
-from recognition.data.plan import IMAGE_SIDE, INTERPOLATIONS, UP_INTERPOLATIONS, Augmentation, Plan, PlannedBatch
+from recognition.data.plan import Plan, PlannedBatch
 from recognition.data.recordio import RecordWriter, pack_record, write_index
 from recognition.errors import DataError, SettingsError
 
@@ -79,7 +81,7 @@ def planned(rows: int, sample: int | np.ndarray = 0, **given: object) -> Planned
     fields = {"flip": (False, bool), "side": (IMAGE_SIDE, np.int32), "down": (0, np.int32), "up": (0, np.int32)}
     arrays = {name: np.full(rows, given.get(name, value), kind) for name, (value, kind) in fields.items()}
     crop = np.broadcast_to(given.get("crop", (0, 0, IMAGE_SIDE, IMAGE_SIDE)), (rows, 4)).astype(np.int32)
-    return PlannedBatch(0, 0, np.full(rows, sample, np.int64), crop=crop, **arrays)
+    return PlannedBatch(0, 0, np.full(rows, sample, np.int64), Draws(crop=crop, **arrays))
 
 
 def load(kind: str, dataset, plan, start: int, stop: int) -> list:
@@ -149,7 +151,7 @@ def test_augmentation_is_what_the_plan_says(kind, drawn):
     (loaded,) = load(kind, drawn, FixedPlan([batch]), 0, 1)
     for row, (top, left, height, width) in enumerate(crop.tolist()):
         image = cv2.imdecode(drawn.encoded(row), cv2.IMREAD_COLOR)[..., ::-1]
-        image = image[:, ::-1] if batch.flip[row] else image
+        image = image[:, ::-1] if batch.draws.flip[row] else image
         expected = np.zeros_like(image)
         expected[top : top + height, left : left + width] = image[top : top + height, left : left + width]
         assert np.array_equal(loaded.image[row].numpy(), expected)
@@ -226,7 +228,7 @@ def test_a_planned_epoch_of_real_faces_is_equal_but_for_rounding(faces):
 def test_down_sampling_looks_like_the_image():
     image = picture(3)
     for down, up in itertools.product(range(len(INTERPOLATIONS)), range(1, len(UP_INTERPOLATIONS))):
-        small = augment(image, planned(1, side=100, down=down, up=up), 0)
+        small = augment(image, planned(1, side=100, down=down, up=up).draws, 0)
         assert small.shape == image.shape
         assert np.abs(small.astype(int) - image)[:37].mean() < 3  # the smooth part
 
