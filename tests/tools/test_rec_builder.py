@@ -65,7 +65,7 @@ def test_build_writes_the_whole_set(source, tmp_path, capsys):
     report = facts(capsys, "build", source, out)
     assert (report["images"], report["identities"], report["shards"], report["unreadable"]) == (7, 3, 1, [])
     assert report["ignored"] == ["README.txt", "a/Thumbs.db"]
-    assert sorted(files_of(out)) == ["labels.tsv", "property", "train.idx", "train.lst", "train.rec"]
+    assert sorted(files_of(out)) == ["labels.tsv", "property", "train.crc", "train.idx", "train.lst", "train.rec"]
     assert (out / "property").read_text() == "3,32,32\n"
     assert (out / "labels.tsv").read_text() == "0\ta\n1\tb\n2\tça va\n"
     paths = ["a/x.jpeg", "a/y.jpg", "b/1.jpg", "b/2.JPG", "b/3.png", "ça va/1.jpg", "ça va/2.jpg"]
@@ -111,7 +111,7 @@ def test_shards_hold_the_same_samples(source, tmp_path, capsys, shards):
 def test_a_new_build_replaces_all_of_the_old_one(source, tmp_path):
     run("build", source, tmp_path / "set", "--shards", 3)
     run("build", source, tmp_path / "set")
-    assert sorted(files_of(tmp_path / "set")) == ["labels.tsv", "property", "train.idx", "train.lst", "train.rec"]
+    assert sorted(files_of(tmp_path / "set")) == ["labels.tsv", "property", "train.crc", "train.idx", "train.lst", "train.rec"]
 
 
 def test_resize_and_quality(source, tmp_path):

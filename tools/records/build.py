@@ -300,7 +300,7 @@ def _move_into_place(building: Path, out: Path) -> None:
     stale = [out / "unreadable.tsv"]
     for path in out.glob("train*.rec"):
         path.with_suffix(".idx").unlink(missing_ok=True)
-        stale += [path, path.with_suffix(".lst")]
+        stale += [path, path.with_suffix(".lst"), path.with_suffix(".crc")]
     for path in stale:
         path.unlink(missing_ok=True)
     for path in sorted(building.iterdir(), key=lambda path: (path.suffix == ".idx", path.name)):

@@ -7,7 +7,7 @@ import pytest
 
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import FLOAT32_WHOLE, RecordReader, read_index, unpack_record
-from recognition.data.shard_writer import ShardWriter
+from recognition.data.shard_writer import PlainShardWriter, ShardWriter
 
 IMAGES = [(0, b"a"), (0, b"bb"), (2, b"ccc"), (7, b"d")]
 
@@ -74,3 +74,26 @@ def test_header_bytes(tmp_path):
         writer.add(0, b"a", "a")
     data = np.fromfile(tmp_path / "train.rec", np.uint8)[:40].tobytes()
     assert data == struct.pack("<IIIfQQff", 0xCED7230A, 32, 2, 0, 0, 0, 2, 3)
+
+
+def test_plain_layout(tmp_path):
+    with PlainShardWriter(tmp_path / "train.rec") as writer:
+        for label, image in [(5, b"a"), (0, b"bb"), (5, b"ccc")]:
+            writer.add(label, image, f"x/{len(image)}")
+        with pytest.raises(ValueError, match="an empty image"):
+            writer.add(0, b"", "a")
+    found = records(tmp_path)
+    assert [(header.flag, header.labels.tolist(), header.id) for header, _ in found] == [
+        (0, [5], 0), (0, [0], 1), (0, [5], 2)]
+    assert [bytes(image) for _, image in found] == [b"a", b"bb", b"ccc"]
+    assert (tmp_path / "train.lst").read_text() == "0\t5\tx/1\n1\t0\tx/2\n2\t5\tx/3\n"
+    assert open_dataset(tmp_path).labels.tolist() == [5, 0, 5]
+
+
+def test_plain_layout_with_two_floats_a_label(tmp_path):
+    labels = [2 * FLOAT32_WHOLE + 9, 3]
+    with PlainShardWriter(tmp_path / "train.rec", label_base=FLOAT32_WHOLE) as writer:
+        for label in labels:
+            writer.add(label, b"image", "name")
+    (tmp_path / "property").write_text(f"{3 * FLOAT32_WHOLE},112,112\nlabel_base={FLOAT32_WHOLE}\n")
+    assert open_dataset(tmp_path).labels.tolist() == labels
