@@ -78,6 +78,18 @@ def stop(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
+def side_channel(ranks: Ranks) -> Ranks:
+    """The same ranks with a group of their own, on the CPU: for a thread that exchanges while training goes on.
+
+    Collectives of one group must come in one order on all ranks, so two threads may not share one. Its timeout is that
+    of `ranks`; what it begins does not show in their `progress`. A collective: all ranks call it.
+    """
+    if ranks.group is None:
+        return ranks
+    timeout = ranks.group._get_backend(ranks.device).options._timeout
+    return Ranks(ranks.rank, ranks.world_size, CPU, dist.new_group(backend="gloo", timeout=timeout))
+
+
 def gather_rows(x: Tensor, ranks: Ranks) -> Tensor:
     """Concatenate every rank's [b, …] to [R·b, …], the same on all ranks. All ranks hold the same b."""
     if ranks.group is None:
