@@ -1,9 +1,10 @@
 """Images to embeddings, with an ONNX file, a model file or a run.
 
 Owns the opening of models for evaluation: what goes in is uint8 RGB [N, 112, 112, 3] whatever the model, what comes
-out float32 [N, d], raw (not unit length). Normalisation, (pixel − 127.5) / 127.5, is done here, outside the graph. A
-model file is somebody else's work: sizes and types are checked before the first image, and an ONNX file that keeps its
-weights in other files may name only plain files beside or below it. Proven by tests/eval/test_embed.py.
+out float32 [N, d], raw (not unit length). What the network takes (eval/pixels.py) is what the user says of it, else
+what the file's metadata or its graph show (eval/onnx_input.py), else the field's: RGB, (pixel − 127.5) / 127.5.
+A model file is somebody else's work: sizes and types are checked before the first image (eval/onnx_file.py).
+Proven by tests/eval/test_embed.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,94 +12,95 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 import onnxruntime
 
+from eval.onnx_file import check_onnx_file, first_line
+from eval.onnx_input import find_input, find_pixels
+from eval.pixels import IMAGE_SIZE, Given, Pixels, normalise
 from recognition.cpus import available_cpus
-from recognition.errors import CheckpointError, NumericsError
+from recognition.errors import CheckpointError, NumericsError, SettingsError
 
-IMAGE_SIZE = 112
+__all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "TorchEmbedder", "check_onnx_file", "load_embedder",
+           "normalise", "require_finite"]
+
 BATCH_SIZE = 64  # of a model that takes any; larger ones gain nothing on a CPU
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
 
 
 class Embedder(Protocol):
-    """A model that is ready to embed."""
+    """A model that is ready to embed.
+
+    pixels: what is done to the images in front of the network.  notes: what was found of the model, for people.
+    """
 
     name: str
     dim: int
+    pixels: Pixels
+    notes: list[str]
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embed uint8 RGB [N, 112, 112, 3] as float32 [N, dim], raw; ValueError on images of another kind."""
         ...
 
 
-def load_embedder(model: str | Path, threads: int | None = None, device: str = "auto") -> Embedder:
+def load_embedder(
+    model: str | Path, threads: int | None = None, device: str = "auto", given: Given | None = None
+) -> Embedder:
     """Open a model.
 
     Args:
-        model: an .onnx file (run by onnxruntime on the CPU), a .pt model file, or a run folder (its last model).
+        model: an .onnx file (run by onnxruntime), a .pt model file, or a run folder (its last model).
         threads: how many CPU threads to use; None = all this process may use.
-        device: where a .pt model runs: "cpu", "cuda", "cuda:1", or "auto" = the first GPU if there is one.
+        device: "cpu", "cuda", "cuda:1", or "auto" = the first GPU if there is one that the runtime can use.
+        given: what is known of the model; the rest is found out.
 
     Raises:
         CheckpointError: missing, damaged, of other sizes than expected, or with weights where they must not be.
+        SettingsError: the model has no such input, output or layout, or the runtime no such device.
     """
-    model = Path(model)
+    model, given = Path(model), given or Given()
     threads = threads or available_cpus()
     if model.suffix == ".onnx":
-        return OnnxEmbedder(model, threads)
+        return OnnxEmbedder(model, threads, device, given)
+    if given.input or given.output or given.layout:
+        raise SettingsError(f"{model}: input, output and layout are of ONNX files")
     # Here and not above: whoever evaluates an ONNX file does not wait for torch.
     from recognition.backbones.model_file import load_model, resolve_model
 
     module, _, _ = load_model(resolve_model(model))
-    return TorchEmbedder(module, str(model), threads, device)
+    return TorchEmbedder(module, str(model), threads, device, given)
 
 
 class OnnxEmbedder:
-    """A network in an ONNX file; the name, the batch size and the embedding size come from its graph."""
+    """A network in an ONNX file; what is not given comes from its metadata and its graph."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, device: str = "auto", given: Given | None = None) -> None:
         self.name = str(path)
-        check_onnx_file(path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common class of their own
-            raise CheckpointError(f"{path}: onnxruntime cannot open it: {_first_line(error)}") from None
-        self._input, self.batch_size = self._read_input()
-        self._output, self.dim = self._read_output()
+        given = given or Given()
+        model = check_onnx_file(path)
+        self._session = _open_session(path, threads, device)
+        self._input = find_input(self._session, model, self.name, given)
+        self.batch_size = self._input.batch_size
+        self.pixels, self.notes = find_pixels(model, path, self._input, given)
+        self._output, self.dim = self._find_output(given.output)
 
-    def _read_input(self) -> tuple[str, int | None]:
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise CheckpointError(f"{self.name}: expected one input, got {[node.name for node in inputs]}")
-        (node,) = inputs
-        expected = f"expected an input of float32 [N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}]"
-        if node.type != "tensor(float)" or len(node.shape) != 4:
-            raise CheckpointError(f"{self.name}: {expected}, got {node.name}: {node.type} {node.shape}")
-        batch, *image = node.shape
-        if any(isinstance(got, int) and got != want for got, want in zip(image, (3, 112, 112), strict=True)):
-            raise CheckpointError(f"{self.name}: {expected}, got {node.name}: {node.shape}")
-        return node.name, batch if isinstance(batch, int) else None
-
-    def _read_output(self) -> tuple[str, int]:
-        outputs = self._session.get_outputs()
-        if len(outputs) != 1:
-            raise CheckpointError(f"{self.name}: expected one output, got {[node.name for node in outputs]}")
+    def _find_output(self, wanted: str | None) -> tuple[str, int]:
+        names = [node.name for node in self._session.get_outputs()]
+        if wanted is not None and wanted not in names:
+            raise SettingsError(f"{self.name}: no output {wanted!r}; it has {names}")
+        if wanted is None and len(names) != 1:
+            raise CheckpointError(f"{self.name}: expected one output, got {names}; --output says which")
+        output = wanted or names[0]
         # Asked, not read off the graph: shapes there may be left open, or wrong.
         probe = np.zeros((self.batch_size or 1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-        return outputs[0].name, self._run(outputs[0].name, probe).shape[1]
+        return output, self._run(output, probe).shape[1]
 
     def _run(self, output: str, batch: np.ndarray) -> np.ndarray:
         try:
-            (result,) = self._session.run([output], {self._input: batch})
+            (result,) = self._session.run([output], self._input.feed(batch))
         except Exception as error:
-            raise CheckpointError(f"{self.name}: failed on {batch.shape[0]} images: {_first_line(error)}") from None
+            raise CheckpointError(f"{self.name}: failed on {batch.shape[0]} images: {first_line(error)}") from None
         if result.ndim != 2 or len(result) != len(batch):
             raise CheckpointError(f"{self.name}: expected embeddings [{len(batch)}, d], got {list(result.shape)}")
         return result
@@ -106,7 +108,7 @@ class OnnxEmbedder:
     def embed(self, images: np.ndarray) -> np.ndarray:
         """See `Embedder`. A fixed batch size is honoured by filling the last batch up with grey."""
         result = np.empty((len(images), self.dim), np.float32)
-        for rows, batch in _batches(images, self.batch_size or BATCH_SIZE):
+        for rows, batch in _batches(images, self.batch_size or BATCH_SIZE, self.pixels):
             count = len(batch)
             if self.batch_size and count < self.batch_size:
                 batch = np.concatenate([batch, np.zeros((self.batch_size - count, *batch.shape[1:]), np.float32)])
@@ -117,14 +119,44 @@ class OnnxEmbedder:
         return result
 
 
+def _open_session(path: Path, threads: int, device: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=_providers(path, device))
+    except SettingsError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no common class of their own
+        raise CheckpointError(f"{path}: onnxruntime cannot open it: {first_line(error)}") from None
+
+
+def _providers(path: Path, device: str) -> list[Any]:
+    """Names that onnxruntime has for a device; the CPU behind the GPU takes what the GPU's provider lacks."""
+    kind, _, number = device.partition(":")
+    has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if kind == "cuda" and not has_gpu:
+        raise SettingsError(f"{path}: device {device}: onnxruntime is installed without CUDA (package onnxruntime-gpu)")
+    if kind == "cpu" or not has_gpu:
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": number or "0"}), "CPUExecutionProvider"]
+
+
 class TorchEmbedder:
     """A backbone of this project, a torch module that takes float32 [n, 3, 112, 112]; `name` is for messages."""
 
-    def __init__(self, module: Any, name: str, threads: int, device: str) -> None:
+    def __init__(self, module: Any, name: str, threads: int, device: str, given: Given | None = None) -> None:
         import torch  # not above, see load_embedder
 
         torch.set_num_threads(threads)
+        given = given or Given()
+        default = Pixels()
         self.name = name
+        self.pixels = Pixels(
+            given.mean or default.mean, given.std or default.std, given.color_order or default.color_order
+        )
+        self.notes: list[str] = []
         self._torch = torch
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._module = module.to(self._device).eval()
@@ -138,80 +170,15 @@ class TorchEmbedder:
     def embed(self, images: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
         result = np.empty((len(images), self.dim), np.float32)
-        for rows, batch in _batches(images, BATCH_SIZE):
+        for rows, batch in _batches(images, BATCH_SIZE, self.pixels):
             result[rows] = self._run(batch)
         return result
 
 
-def normalise(images: np.ndarray) -> np.ndarray:
-    """Network input of images: uint8 [N, 112, 112, 3] → float32 [N, 3, 112, 112], (pixel − 127.5) / 127.5."""
-    expected = (IMAGE_SIZE, IMAGE_SIZE, 3)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
-        raise ValueError(f"expected uint8 images [N, 112, 112, 3], got {images.dtype} {list(images.shape)}")
-    return np.ascontiguousarray(((images.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2))
-
-
-def _batches(images: np.ndarray, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _batches(images: np.ndarray, size: int, pixels: Pixels) -> Iterator[tuple[slice, np.ndarray]]:
     for start in range(0, len(images), size):
         rows = slice(start, min(start + size, len(images)))
-        yield rows, normalise(images[rows])
-
-
-def check_onnx_file(path: Path) -> None:
-    """Refuse an ONNX file that is not one, or whose external weights could be any file of this machine.
-
-    Weights outside the file may lie in plain files in its folder or below: no absolute path, no `..`, no symbolic
-    link, no hard link, long enough for what is claimed of them. onnxruntime reads what it is told to.
-
-    Raises:
-        CheckpointError: as above; the tensor and the location are named.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such ONNX file")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, and whatever the file's bytes provoke
-        raise CheckpointError(f"{path}: not an ONNX file: {_first_line(error)}") from None
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(path, tensor)
-
-
-def _check_external(path: Path, tensor: Any) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    refused = f"{path}: weights of {tensor.name!r} at {location!r} refused"
-    parts = Path(location).parts
-    if not location or "\\" in location or ":" in location or Path(location).is_absolute() or ".." in parts:
-        raise CheckpointError(f"{refused}: not a path inside the model's folder")
-    file = path.parent
-    for part in parts:
-        file = file / part
-        if file.is_symlink():
-            raise CheckpointError(f"{refused}: a symbolic link")
-    if not file.is_file():
-        raise CheckpointError(f"{refused}: no such plain file")
-    status = file.stat()
-    if status.st_nlink != 1:
-        raise CheckpointError(f"{refused}: a hard link, the file has {status.st_nlink} names")
-    try:
-        start, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
-    except ValueError:
-        raise CheckpointError(f"{refused}: offset and length are not numbers") from None
-    if start < 0 or length < 0 or start + length > status.st_size:
-        raise CheckpointError(f"{refused}: bytes {start} to {start + length} of a file of {status.st_size}")
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """Every TensorProto anywhere in a model: weights, constants, those in subgraphs, functions and sparse tensors."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for part in value if field.is_repeated else (value,):
-            yield from _tensors(part)
+        yield rows, pixels.prepare(images[rows])
 
 
 def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> None:
@@ -220,7 +187,3 @@ def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> No
     if len(bad):
         shown = ", ".join(names[i] if names else f"image {i}" for i in bad[:5])
         raise NumericsError(f"{len(bad)} of {len(embeddings)} embeddings are not finite: {shown}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

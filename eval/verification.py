@@ -19,7 +19,8 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from eval import metrics
-from eval.embed import IMAGE_SIZE, Embed, load_embedder, require_finite
+from eval.embed import IMAGE_SIZE, Embed, require_finite
+from eval.model_options import add_model_options, open_model
 from eval.safe_pickle import load_pairs
 from recognition.data.image_file import ImageError, decode_rgb, image_size
 from recognition.errors import DataError, SettingsError, run_command
@@ -191,19 +192,17 @@ def write_json(path: str | Path, value: Any) -> None:
 def main(arguments: Sequence[str]) -> int | None:
     """Evaluate a model on verification sets."""
     parser = argparse.ArgumentParser(prog="python -m eval.verification", description=main.__doc__)
-    parser.add_argument("model", help=".onnx file, .pt model file, or run folder")
+    add_model_options(parser)
     parser.add_argument("sets", nargs="+", metavar="SET", help=".bin file")
     parser.add_argument("--degrade", nargs="+", type=int, default=[], metavar="SIDE", help="also reduced to SIDE×SIDE")
     parser.add_argument("--json", metavar="OUT", help="write the results there")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("--device", default="auto", help="for .pt models: cpu, cuda, … (default: auto)")
     options = parser.parse_args(list(arguments))
     for side in options.degrade:
         if not 1 <= side <= IMAGE_SIZE:
             parser.error(f"--degrade: expected 1 to {IMAGE_SIZE}, got {side}")
     for path in options.sets:  # a bad file shows now, not after an hour of embedding the others
         load_pairs(path)
-    embedder = load_embedder(options.model, options.threads, options.device)
+    embedder = open_model(options)
     results = []
     for path in options.sets:
         pairs = load_bin(path)
