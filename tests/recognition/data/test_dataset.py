@@ -87,6 +87,8 @@ def test_im2rec_layout_without_header_and_with_an_unordered_index(tmp_path):
     dataset = open_dataset(tmp_path)
     assert contents(dataset) == IMAGES
     assert dataset.where(4).endswith("record 4 @ offset 0")
+    assert dataset.place(4) == (tmp_path / "train.rec", 4, 0)
+    assert dataset.file_order().tolist() == order
 
 
 def test_the_third_party_sample(real_data):
@@ -125,6 +127,7 @@ def test_several_shards_are_one_set(tmp_path):
     assert [path.name for path in dataset.paths] == ["train_8.rec", "train_9.rec", "train_10.rec"]
     assert dataset.where(3).startswith(f"{tmp_path / 'train_9.rec'}: record 1 ")
     assert dataset.num_classes == 3
+    assert dataset.file_order().tolist() == list(range(6))
 
 
 def test_one_file_as_the_root(tmp_path):
