@@ -28,7 +28,8 @@ class Batch:
 class Samples(Protocol):
     """What a loader asks of a set; recognition.data.dataset.RecordDataset is one."""
 
-    labels: np.ndarray
+    def labels_of(self, sample: np.ndarray) -> np.ndarray:
+        """The labels of samples int64 [b], int64 [b]."""
 
     def encoded(self, sample: int) -> np.ndarray:
         """The encoded image of a sample, uint8 [bytes]."""

@@ -81,7 +81,7 @@ class DaliLoader:
         if len(wrong):
             row = int(wrong[0])
             raise wrong_size(self.dataset.where(int(planned.sample[row])), int(height[row]), int(width[row]))
-        label = torch.from_numpy(self.dataset.labels[planned.sample]).to(self.device)
+        label = torch.from_numpy(self.dataset.labels_of(planned.sample)).to(self.device)
         return Batch(_to_torch(image, self.device), label, planned.sample)
 
     def _culprit(self, fed: deque[_Fed]) -> DataError | None:

@@ -2,16 +2,20 @@
 
 Samples are the records that carry an image, in the order of the shards and, within one, of their keys; sample numbers
 run from 0. The header record and the identity records of the common face layout are never samples. Opening checks
-every record's frame, header and label and the whole index (recognition/data/shard.py); what stays in memory is 16 bytes
-a sample (offset and label), 24 where keys are not consecutive. Proven by tests/recognition/data/test_dataset.py.
+every record's frame, header and label and the whole index (recognition/data/shard.py), or reads what such a check left
+(recognition/data/sample_map.py); 12 bytes a sample are held, 16 where keys are not consecutive.
+Several sets opened together are one: their samples and their labels follow each other, each set with labels of its own.
+Proven by tests/recognition/data/test_dataset.py.
 """
 
 import hashlib
 import re
-from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from struct import Struct
+from typing import Literal
 
 import numpy as np
 
@@ -20,11 +24,13 @@ from recognition.data.recordio import (
     FRAME_BYTES,
     IMAGE_HEADER,
     LENGTH_BITS,
-    WHOLE,
+    MAGIC,
+    MAX_LENGTH,
+    RecordReader,
     unpack_record,
 )
-from recognition.data.shard import Shard, open_shard
-from recognition.errors import DataError
+from recognition.data.sample_map import SampleMap, open_map
+from recognition.errors import DataError, SettingsError
 
 _FRAME_AND_FLAG = Struct("<III")
 
@@ -41,53 +47,75 @@ class Property:
 
 
 class RecordDataset:
-    """Samples of one or several shards. `labels` int64 [num_images] are whole, ≥ 0 and < `num_classes`."""
+    """Samples of one or several shards. `labels` [num_images], int32 or int64, are whole, ≥ 0 and < `num_classes`."""
 
-    def __init__(self, root: Path, shards: list[Shard], stated: Property) -> None:
+    def __init__(self, root: Path, readers: Sequence[RecordReader], samples: SampleMap, stated: Property) -> None:
         self.root = root
         self.stated = stated  # what the file `property` states
-        self._shards = shards
-        self._first = np.cumsum([0, *(len(shard.labels) for shard in shards)]).tolist()
-        self.labels = shards[0].labels if len(shards) == 1 else np.concatenate([shard.labels for shard in shards])
-        self.labels.setflags(write=False)
-        self._shards = [  # views of the one array, so that labels are held once
-            shard._replace(labels=self.labels[start : start + len(shard.labels)])
-            for shard, start in zip(shards, self._first, strict=False)
-        ]
-        self.num_images = len(self.labels)
+        self.num_images, self.num_classes = len(samples.labels), samples.num_classes
+        self._samples, self._readers, self._first = samples, readers, samples.first
         if not self.num_images:
             raise DataError(f"{root}: no record carries an image")
-        self.num_classes = int(self.labels.max()) + 1 if stated.num_classes is None else stated.num_classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all samples; of a set that was checked before, a view of its file."""
+        return self._samples.labels
 
     @property
     def paths(self) -> list[Path]:
         """The .rec files, in order."""
-        return [shard.reader.path for shard in self._shards]
+        return [reader.path for reader in self._readers]
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Images and weight of each set: what a plan asks for."""
+        return [(self.num_images, 1.0)]
 
     def __len__(self) -> int:
         return self.num_images
 
-    def _find(self, sample: int) -> tuple[Shard, int]:
+    def _shard(self, sample: int) -> int:
         if not 0 <= sample < self.num_images:
             raise IndexError(f"sample {sample}; expected 0 to {self.num_images - 1}")
-        number = bisect_right(self._first, sample) - 1
-        return self._shards[number], sample - self._first[number]
+        return int(np.searchsorted(self._first, sample, "right")) - 1 if len(self._readers) > 1 else 0
+
+    def labels_of(self, sample: np.ndarray) -> np.ndarray:
+        """The labels of samples int64 [b], int64 [b]."""
+        return self.labels[sample].astype(np.int64)
 
     def encoded(self, sample: int) -> np.ndarray:
-        """The encoded image, uint8 [bytes]: a read-only view of the memory map, a copy for a record that was split."""
-        shard, row = self._find(sample)
-        offset = int(shard.offsets[row])
-        _, word, flag = _FRAME_AND_FLAG.unpack_from(shard.reader.map, offset)
-        if word >> LENGTH_BITS == WHOLE:
-            start = offset + FRAME_BYTES
-            return shard.reader.bytes[start + IMAGE_HEADER.size + 4 * flag : start + word]
-        _, image = unpack_record(shard.reader.read(offset))
+        """The encoded image, uint8 [bytes]: a read-only view of the memory map, a copy for a record that was split.
+
+        The file may have changed since it was checked: a frame that no longer holds the record is a DataError.
+        """
+        reader, offset = self._readers[self._shard(sample)], int(self._samples.offsets[sample])
+        if offset + FRAME_BYTES + IMAGE_HEADER.size > reader.size:
+            raise DataError(f"{self.where(sample)}: outside the file of {reader.size} bytes")
+        magic, word, flag = _FRAME_AND_FLAG.unpack_from(reader.map, offset)
+        start = offset + FRAME_BYTES + IMAGE_HEADER.size + 4 * flag
+        stop = offset + FRAME_BYTES + (word & MAX_LENGTH - 1)
+        if magic == MAGIC and not word >> LENGTH_BITS and start < stop <= reader.size:
+            return reader.bytes[start:stop]
+        return self._in_parts(sample, reader, offset)
+
+    def _in_parts(self, sample: int, reader: RecordReader, offset: int) -> np.ndarray:
+        try:
+            _, image = unpack_record(reader.read(offset, self.place(sample)[1]))
+        except DataError as error:
+            text = str(error)
+            raise DataError(text if text.startswith(str(reader.path)) else f"{self.where(sample)}: {text}") from None
+        if not len(image):
+            raise DataError(f"{self.where(sample)}: no image: a header or identity record")
         return np.frombuffer(image, np.uint8)
 
     def place(self, sample: int) -> tuple[Path, int, int]:
         """Where a sample stands: its .rec file, its key in the index, its offset."""
-        shard, row = self._find(sample)
-        return shard.reader.path, int(shard.keys[row]), int(shard.offsets[row])
+        number = self._shard(sample)
+        first_key, keys = self._samples.shards[number].first_key, self._samples.keys
+        key = first_key + sample - int(self._first[number]) if keys is None and first_key is not None else (
+            int(keys[sample]) if keys is not None else -1)
+        return self._readers[number].path, key, int(self._samples.offsets[sample])
 
     def where(self, sample: int) -> str:
         """The sample in words, for errors and logs: `FILE: record K @ offset N`, K its key in the index."""
@@ -96,28 +124,121 @@ class RecordDataset:
 
     def file_order(self) -> np.ndarray:
         """The samples in the order in which they stand in the files, int64 [num_images]: the fast way to read all."""
-        parts = zip(self._first, self._shards, strict=False)
-        return np.concatenate([first + np.argsort(shard.offsets, kind="stable") for first, shard in parts])
+        spans = [slice(*span) for span in pairwise(self._first.tolist())]
+        return np.concatenate([s.start + np.argsort(self._samples.offsets[s], kind="stable") for s in spans])
 
     def fingerprint(self) -> str:
         """A short hash of what the set is: its labels, its records' sizes and order, whatever folder it stands in."""
-        digest = hashlib.blake2b(f"{self.num_classes} {self.num_images}".encode(), digest_size=8)
-        for shard in self._shards:
-            digest.update(f" {shard.reader.size} {len(shard.offsets)} ".encode())
-            digest.update(shard.offsets.data)
-            digest.update(shard.labels.data)
-        return digest.hexdigest()
+        return self._samples.fingerprint
 
 
-def open_dataset(root: str | Path) -> RecordDataset:
-    """Open and check a set: a folder with `train.rec`, a folder of several shards, or one .rec file.
+class JoinedDataset(RecordDataset):
+    """Several sets as one: samples and labels of the second follow those of the first; weights say how they mix."""
 
+    def __init__(self, sets: Sequence[RecordDataset], weights: Sequence[float]) -> None:
+        self.sets, self.weights = list(sets), list(weights)
+        self.root, self.stated = sets[0].root, Property()
+        self._first = np.cumsum([0, *(part.num_images for part in sets)])
+        self._first_label = np.cumsum([0, *(part.num_classes for part in sets)])
+        self.num_images, self.num_classes = int(self._first[-1]), int(self._first_label[-1])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all samples, int64: put together anew at each call."""
+        return np.concatenate([
+            first + part.labels.astype(np.int64) for first, part in zip(self._first_label, self.sets, strict=False)
+        ])
+
+    @property
+    def paths(self) -> list[Path]:
+        """The .rec files, in order."""
+        return [path for part in self.sets for path in part.paths]
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Images and weight of each set: what a plan asks for."""
+        return [(part.num_images, weight) for part, weight in zip(self.sets, self.weights, strict=True)]
+
+    def _find(self, sample: int) -> tuple[RecordDataset, int]:
+        if not 0 <= sample < self.num_images:
+            raise IndexError(f"sample {sample}; expected 0 to {self.num_images - 1}")
+        number = int(np.searchsorted(self._first, sample, "right")) - 1
+        return self.sets[number], sample - int(self._first[number])
+
+    def labels_of(self, sample: np.ndarray) -> np.ndarray:
+        """The labels of samples int64 [b], int64 [b]."""
+        number = np.searchsorted(self._first, sample, "right") - 1
+        label = np.empty(len(sample), np.int64)
+        for k in np.unique(number).tolist():
+            rows = number == k
+            label[rows] = self._first_label[k] + self.sets[k].labels_of(sample[rows] - self._first[k])
+        return label
+
+    def encoded(self, sample: int) -> np.ndarray:
+        """The encoded image, uint8 [bytes], as each set gives it."""
+        part, own = self._find(sample)
+        return part.encoded(own)
+
+    def place(self, sample: int) -> tuple[Path, int, int]:
+        """Where a sample stands: its .rec file, its key in the index, its offset."""
+        part, own = self._find(sample)
+        return part.place(own)
+
+    def file_order(self) -> np.ndarray:
+        """The samples in the order in which they stand in the files, int64 [num_images]: the fast way to read all."""
+        return np.concatenate([first + part.file_order() for first, part in zip(self._first, self.sets, strict=False)])
+
+    def fingerprint(self) -> str:
+        """A short hash of the sets' own fingerprints, in order."""
+        own = " ".join(part.fingerprint() for part in self.sets)
+        return hashlib.blake2b(own.encode(), digest_size=8).hexdigest()
+
+
+Sidecar = Literal["use", "write", "ignore"]
+
+
+def open_dataset(
+    root: str | Path, weights: Sequence[float] = (), sidecar: Sidecar = "use", notes: list[str] | None = None
+) -> RecordDataset:
+    """Open and check a set: a folder with `train.rec`, a folder of several shards, one .rec file, or `A,B,…` of these.
+
+    weights: of several sets, how often an epoch uses each sample of each; without any, 1.
+    sidecar: what an earlier check left beside the set is believed if it is up to date ("use"), written where there is
+    none ("write": a start of training, and what builds sets), or not looked at ("ignore": what verifies sets).
+    notes: takes lines that a user should be told, of nothing that stops a run.
     Anything that is damaged or not what it claims to be is a DataError that names file, record and offset.
     """
-    root = Path(root)
+    roots = split_roots(root)
+    weights = list(weights) or [1.0] * len(roots)
+    if len(weights) != len(roots):
+        raise SettingsError(f"{len(weights)} weights for {len(roots)} sets: {', '.join(map(str, roots))}")
+    if not all(0 < weight <= 1e6 for weight in weights):
+        raise SettingsError(f"weights {', '.join(map(str, weights))}; expected numbers above 0")
+    if len({path.resolve() for path in roots}) < len(roots):
+        raise SettingsError(f"{root}: names a set twice, whose people would be two; a weight of 2 uses a set twice")
+    opened = [_open_set(path, sidecar, [] if notes is None else notes) for path in roots]
+    return opened[0] if len(opened) == 1 and weights == [1.0] else JoinedDataset(opened, weights)
+
+
+def split_roots(root: str | Path) -> list[Path]:
+    """The sets that a setting names: `A,B,…`, or one whose name holds a comma."""
+    names = [name.strip() for name in str(root).split(",") if name.strip()]
+    return [Path(root)] if Path(root).exists() or not names else [Path(name) for name in names]
+
+
+def _open_set(root: Path, sidecar: Sidecar, notes: list[str]) -> RecordDataset:
     paths = find_shards(root)
     stated = read_property(paths[0].parent / "property")
-    return RecordDataset(root, [open_shard(path, stated.num_classes, stated.label_base) for path in paths], stated)
+    samples, why_in_memory = open_map(
+        root, paths, stated.num_classes, stated.label_base, sidecar != "ignore", sidecar == "write"
+    )
+    dataset = RecordDataset(root, [RecordReader(path) for path in paths], samples, stated)
+    if why_in_memory:
+        notes.append(why_in_memory)
+    if stated.num_images not in (None, dataset.num_images):
+        notes.append(f"{paths[0].parent / 'property'}: states {stated.num_images} images; the set has "
+                     f"{dataset.num_images}, which count")
+    return dataset
 
 
 def find_shards(root: Path) -> list[Path]:

@@ -57,7 +57,7 @@ class FallbackLoader:
     def _finish(self, planned: PlannedBatch, image: np.ndarray, parts: list[Future[None]]) -> Batch:
         for part in parts:
             part.result()
-        label = torch.from_numpy(self.dataset.labels[planned.sample])
+        label = torch.from_numpy(self.dataset.labels_of(planned.sample))
         return Batch(torch.from_numpy(image).to(self.device), label.to(self.device), planned.sample)
 
 

@@ -332,7 +332,7 @@ def test_what_is_no_image_is_named(kind, what, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_while_reading_ahead_reaches_the_consumer(kind, drawn):
     class Failing:
-        labels = drawn.labels
+        labels_of = drawn.labels_of
         where = drawn.where
 
         def encoded(self, sample: int) -> np.ndarray:
