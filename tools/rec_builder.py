@@ -19,7 +19,7 @@ import cv2
 
 from recognition.data.dataset import open_dataset
 from recognition.errors import DataError, run_command
-from tools.records import build_command, summary, verify
+from tools.records import build_command, merge, shuffle, split, summary, verify
 from tools.records.common_options import add_common, report
 
 
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("set", type=Path, metavar="SET", help="folder of the set, or a .rec file")
     verb.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of identities")
     add_common(verb, threads=False)
+
+    for module in (shuffle, merge, split):
+        module.add_verb(verbs)
     return parser
 
 
