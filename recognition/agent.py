@@ -1,0 +1,126 @@
+"""torchrun's elastic agent with the project's rules: what is restarted, what is not, and how ranks are ended.
+
+The agent (torch.distributed.elastic) starts the ranks of one machine, watches them, and meets the agents of the other
+machines at the rendezvous. Three rules are added:
+
+- A failure with a known cause (settings, data, checkpoint, numbers: status 2 to 5), and a stop that was asked for,
+  end the run; only an unexpected one is restarted, at most `max_restarts` times, with the machines that are left.
+- Ranks that lost a peer get END_SECONDS to say so before they are killed; ranks that are to stop, STOP_SECONDS.
+- Signals that come while the ranks are being ended change nothing.
+
+What the ranks note of their ends is read by recognition/cause.py; a restart begins with no notes.
+Proven by tests/recognition/test_faults.py.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from recognition.cause import cause, is_final
+from recognition.errors import DistributedError
+
+END_SECONDS, STOP_SECONDS = 10, 30
+WATCH_SECONDS = 0.2  # between two looks at the ranks
+
+
+class GroupEndedError(Exception):
+    """The ranks of this machine ended for a reason that starting again would not mend."""
+
+
+class Agent(LocalElasticAgent):
+    """One machine's agent. notes: the folder of the ranks' notes.  exit_codes: of the ranks that failed last."""
+
+    def __init__(self, spec: WorkerSpec, notes: Path, logs: Path) -> None:
+        super().__init__(spec, DefaultLogsSpecs(str(logs)), start_method="spawn", shutdown_timeout=STOP_SECONDS)
+        self.notes = notes
+        self.exit_codes: dict[int, int] = {}
+        self._failed = False
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        self._failed = result.is_failed()
+        if self._failed:
+            self.exit_codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+        return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        if self._failed:
+            self._stop_workers(worker_group)  # the others of this machine, so that all notes are there
+            if is_final(self.notes):
+                raise GroupEndedError
+            count, most = worker_group.spec.max_restarts - self._remaining_restarts, worker_group.spec.max_restarts
+            print(f"{cause(self.notes, self.exit_codes)[1]}\nstarting again ({count} of {most})", file=sys.stderr)
+        else:
+            print("machines joined or left; starting again from where the run stands", file=sys.stderr)
+            self._stop_workers(worker_group)
+        for note in self.notes.iterdir():
+            note.unlink()
+        super()._restart_workers(worker_group)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = STOP_SECONDS) -> None:
+        with _deaf():
+            super()._shutdown(death_sig, END_SECONDS if self._failed else timeout)
+
+
+def run_ranks(
+    command: Sequence[str], rendezvous: RendezvousParameters, ranks: int, max_restarts: int, folder: Path
+) -> tuple[int, str]:
+    """Run `python COMMAND` on all ranks of this machine until they end; exit status, and the reason where it is not 0.
+
+    folder: an empty one for the ranks' notes.
+    """
+    notes, logs = folder / "notes", folder / "logs"
+    notes.mkdir()
+    logs.mkdir()
+    handler = get_rendezvous_handler(rendezvous)
+    spec = WorkerSpec(
+        role="rank", local_world_size=ranks, entrypoint=sys.executable, args=tuple(command), rdzv_handler=handler,
+        max_restarts=max_restarts, monitor_interval=WATCH_SECONDS, local_addr=rendezvous.config["local_addr"],
+        **_static_address(rendezvous),
+    )
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it would add its own tables to what is said here
+    os.environ["RUN_NOTES"] = str(notes)
+    agent = Agent(spec, notes, logs)
+    try:
+        failed = agent.run().is_failed()
+    except GroupEndedError:
+        failed = True
+    except SignalException as stop:
+        number = signal.Signals(stop.sigval)
+        return 128 + number, f"stopped by {number.name}"
+    except RendezvousError as error:  # the other machines' agents have closed it, or are gone
+        return DistributedError.status, f"error: the other machines left: {type(error).__name__}: {error}"
+    finally:
+        handler.shutdown()
+    return cause(notes, agent.exit_codes) if failed else (0, "")
+
+
+def _static_address(rendezvous: RendezvousParameters) -> dict[str, Any]:
+    if rendezvous.backend != "static":
+        return {}
+    host, _, port = rendezvous.endpoint.rpartition(":")
+    return {"master_addr": host, "master_port": int(port)}
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """No signal cuts this short: the ranks would be left behind. The handlers come back."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
