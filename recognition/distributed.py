@@ -12,7 +12,7 @@ Proven by tests/recognition/test_distributed.py on 1, 2 and 4 processes.
 import contextlib
 import inspect
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recognition.errors import SettingsError, TrainerError
+from recognition.progress import Progress
 
 CPU = torch.device("cpu")
 
@@ -35,13 +36,14 @@ _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ddp_paramet
 class Ranks:
     """Where this process stands: its rank among `world_size`, its device, and the group it talks through.
 
-    `group` None means a single process that never starts torch.distributed.
+    `group` None means a single process that never starts torch.distributed. `progress` notes each collective begun.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
     group: dist.ProcessGroup | None = None
+    progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -49,10 +51,12 @@ class Ranks:
         return self.rank == 0
 
 
-def start(timeout_seconds: float) -> Ranks:
+def start(timeout_seconds: float, progress: Progress | None = None) -> Ranks:
     """Join the process group that torchrun's environment describes: NCCL with a GPU per local rank, else gloo."""
+    progress = progress or Progress()
     if "RANK" not in os.environ:
-        return Ranks(device=torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
+        return Ranks(device=device, progress=progress)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     on_gpu = torch.cuda.is_available()
@@ -64,12 +68,13 @@ def start(timeout_seconds: float) -> Ranks:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    progress.exchange("joining the others")
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
         device_id=device if on_gpu else None,
     )
-    return Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD, progress)
 
 
 def stop(ranks: Ranks) -> None:
@@ -94,6 +99,7 @@ def gather_rows(x: Tensor, ranks: Ranks) -> Tensor:
     """Concatenate every rank's [b, …] to [R·b, …], the same on all ranks. All ranks hold the same b."""
     if ranks.group is None:
         return x
+    ranks.progress.exchange("gather_rows")
     x = x.contiguous()
     gathered = x.new_empty((ranks.world_size * x.shape[0], *x.shape[1:]))
     _all_gather(gathered, x, group=ranks.group)
@@ -106,6 +112,7 @@ def reduce_scatter_rows(x: Tensor, ranks: Ranks) -> Tensor:
         return x
     if x.shape[0] % ranks.world_size:
         raise ValueError(f"{x.shape[0]} rows do not divide over {ranks.world_size} ranks")
+    ranks.progress.exchange("reduce_scatter_rows")
     own = x.new_empty((x.shape[0] // ranks.world_size, *x.shape[1:]))
     _reduce_scatter(own, x.contiguous(), group=ranks.group)
     return own
@@ -125,6 +132,7 @@ def gather_uneven_rows(x: Tensor, ranks: Ranks) -> Tensor:
 def sum_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
     """Sum x over ranks, in place, and return it: the same on all ranks."""
     if ranks.group is not None:
+        ranks.progress.exchange("sum_over_ranks")
         dist.all_reduce(x, dist.ReduceOp.SUM, group=ranks.group)
     return x
 
@@ -132,8 +140,17 @@ def sum_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
 def max_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
     """Largest x over ranks, elementwise and in place, and return it: the same on all ranks."""
     if ranks.group is not None:
+        ranks.progress.exchange("max_over_ranks")
         dist.all_reduce(x, dist.ReduceOp.MAX, group=ranks.group)
     return x
+
+
+def max_over_ranks_later(x: Tensor, ranks: Ranks) -> dist.Work | None:
+    """Begin `max_over_ranks`; x holds the result after `.wait()` of what is returned (None: it does already)."""
+    if ranks.group is None:
+        return None
+    ranks.progress.exchange("max_over_ranks_later")
+    return dist.all_reduce(x, dist.ReduceOp.MAX, group=ranks.group, async_op=True)
 
 
 def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
@@ -156,7 +173,7 @@ def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
         gradient_as_bucket_view=True,
         **without_sync,
     )
-    replica.register_comm_hook(ranks.group, _sum_hook)
+    replica.register_comm_hook(ranks, _sum_hook)
     buffers = [buffer.clone() for buffer in module.buffers()]
     replica(example).sum().mul(0).backward()
     replica.zero_grad(set_to_none=False)
@@ -175,8 +192,9 @@ def without_exchange(replica: nn.Module) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _sum_hook(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+def _sum_hook(ranks: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    ranks.progress.exchange("sum of gradients")
+    work = dist.all_reduce(bucket.buffer(), group=ranks.group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
 
@@ -184,6 +202,7 @@ def from_first(value: Any, ranks: Ranks) -> Any:
     """Rank 0's picklable value, on every rank."""
     if ranks.group is None:
         return value
+    ranks.progress.exchange("from_first")
     box = [value]
     dist.broadcast_object_list(box, src=0, group=ranks.group)
     return box[0]
@@ -193,6 +212,7 @@ def all_values(value: Any, ranks: Ranks) -> list[Any]:
     """Every rank's picklable value, in rank order, on every rank."""
     if ranks.group is None:
         return [value]
+    ranks.progress.exchange("all_values")
     values: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(values, value, group=ranks.group)
     return values
