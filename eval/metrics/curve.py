@@ -48,10 +48,12 @@ def roc(score: np.ndarray, issame: np.ndarray, drop_collinear: bool = True) -> R
     positives = int(np.count_nonzero(issame))
     # Values are sorted, not positions: many times as fast, and of a second vector nothing has to follow.
     ordered = np.sort(score)
-    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])[::-1]  # of each group of equal scores
-    thresholds, accepted = ordered[begins], len(score) - begins
-    accepted_same = positives - np.searchsorted(np.sort(score[issame]), thresholds)
-    curve = Roc(np.r_[0, accepted - accepted_same], np.r_[0, accepted_same], np.r_[np.inf, thresholds])
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of each group of equal scores
+    below_same = np.zeros(len(begins) + 1, np.int64)  # same pairs in the groups before each
+    np.cumsum(np.bincount(np.searchsorted(ordered[begins], score[issame]), minlength=len(begins)), out=below_same[1:])
+    accepted = len(score) - np.r_[begins, len(score)][::-1]
+    accepted_same = (positives - below_same)[::-1]
+    curve = Roc(accepted - accepted_same, accepted_same, np.r_[np.inf, ordered[begins][::-1]])
     return without_collinear(curve) if drop_collinear else curve
 
 
