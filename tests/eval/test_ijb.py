@@ -1,63 +1,33 @@
-"""eval/ijb.py against the 1:1 protocol written out template by template, on made folders and on real faces."""
+"""eval/ijb.py against 1:1 and 1:N written out from their description, on made folders and on real faces."""
 
 import json
-import shutil
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from eval import ijb
+from eval import ijb, ijb_faces, ijb_search
 from eval.embed import load_embedder
-from eval.ijb import embed_faces, evaluate_ijb, load_ijb, pair_scores, template_features
+from eval.ijb import curve_of, embed_faces, evaluate_ijb, load_ijb, pair_scores, score_templates, template_features
+from eval.ijb_lists import IjbSet, SearchLists
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
-from recognition.data.align import TEMPLATE, align_face
-from recognition.errors import DataError, NumericsError
+from recognition.data.align import align_face
 
-PROJECTION = np.random.default_rng(0).normal(size=(14 * 14 * 3, 16)) / 100
-
-
-def embed(images):
-    """A cheap network that is no friend of mirrors: coarse pixels times a matrix."""
-    coarse = images.reshape(len(images), 14, 8, 14, 8, 3).mean(axis=(2, 4)).reshape(len(images), -1)
-    return ((coarse - 127.5) @ PROJECTION).astype(np.float32)
+ROOT = Path(__file__).resolve().parents[2]
+GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
 
 
-def make_folder(folder, prefix="ijbc", seed=0):
-    """Write 15 templates of 5 people, 1 to 6 faces each, in unordered lists; every pair of templates."""
-    generator = np.random.default_rng(seed)
-    (folder / "loose_crop").mkdir(parents=True)
-    (folder / "meta").mkdir()
-    faces = []
-    for template in range(15):
-        person = np.random.default_rng(100 + template % 5).integers(0, 256, (6, 6, 3))
-        for _ in range(generator.integers(1, 7)):
-            face = np.clip(person + generator.normal(0, 150, person.shape), 0, 255).astype(np.uint8)
-            image = cv2.resize(face, (160, 150), interpolation=cv2.INTER_CUBIC)
-            name = f"{len(faces) + 1}.png"
-            cv2.imwrite(str(folder / "loose_crop" / name), image)
-            points = TEMPLATE * generator.uniform(0.9, 1.2) + generator.normal(0, 2, (5, 2)) + 15
-            faces.append((name, 700 + 13 * template, generator.integers(1, 4), points, generator.uniform(0.5, 1)))
-    faces = [faces[i] for i in generator.permutation(len(faces))]
-    pairs = [(a, b) for a in range(15) for b in range(a)]
-    pairs = [pairs[i] for i in generator.permutation(len(pairs))]
-    write_lists(folder, prefix, faces, [(700 + 13 * a, 700 + 13 * b, int(a % 5 == b % 5)) for a, b in pairs])
-    return folder
-
-
-def write_lists(folder, prefix, faces, pairs):
-    meta = folder / "meta"
-    (meta / f"{prefix}_face_tid_mid.txt").write_text("".join(f"{n} {t} {m}\n" for n, t, m, _, _ in faces))
-    (meta / f"{prefix}_name_5pts_score.txt").write_text(
-        "".join(f"{n} {' '.join(f'{v:.3f}' for v in p.flat)} {s:.3f}\n" for n, _, _, p, s in faces)
-    )
-    (meta / f"{prefix}_template_pair_label.txt").write_text("".join(f"{a} {b} {label}\n" for a, b, label in pairs))
-
-
-def by_hand(folder, prefix="ijbc", network=embed, detector_score=True, norm=True, flip=True):
-    """The protocol from its description: a face, a media, a template and a pair at a time, in float64."""
+def templates_by_hand(folder, network, prefix="ijbc", detector_score=True, norm=True, flip=True):
+    """Template → unit vector: a face, a media and a template at a time, in float64."""
     meta = folder / "meta"
     points = {}
     for line in (meta / f"{prefix}_name_5pts_score.txt").read_text().splitlines():
@@ -80,8 +50,12 @@ def by_hand(folder, prefix="ijbc", network=embed, detector_score=True, norm=True
     for template, medias in templates.items():
         total = sum(np.mean(features, axis=0) for features in medias.values())
         units[template] = total / np.linalg.norm(total)
+    return units
+
+
+def pairs_by_hand(folder, units, prefix="ijbc"):
     scores, labels = [], []
-    for line in (meta / f"{prefix}_template_pair_label.txt").read_text().splitlines():
+    for line in (folder / "meta" / f"{prefix}_template_pair_label.txt").read_text().splitlines():
         a, b, label = line.split()
         scores.append(units[a] @ units[b])
         labels.append(label == "1")
@@ -106,6 +80,7 @@ def curve_by_hand(scores, labels):
 
 
 def check_rates(result, scores, labels):
+    assert list(result) == ["nearest", "strict", "pairs"]
     assert result["pairs"] == len(labels)
     points, ends = curve_by_hand(scores, labels)
     for far in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1):
@@ -115,156 +90,269 @@ def check_rates(result, scores, labels):
         assert result["nearest"][str(far)] == pytest.approx(nearest, abs=1e-6)
 
 
+def search_by_hand(folder, units, prefix="ijbc"):
+    """1:N as described, a probe and a gallery template at a time."""
+
+    def subjects(name):
+        lines = (folder / "meta" / f"{prefix}_1N_{name}.csv").read_text().splitlines()[1:]
+        return [line.split(",")[:2] for line in lines]
+
+    probes = subjects("probe_mixed")
+    galleries = {name: subjects(f"gallery_{name}") for name in GALLERIES[prefix]}
+    result, all_ranks = {}, []
+    for name, gallery in galleries.items():
+        ranks, firsts, mates, strangers = [], [], [], []
+        for probe, who in probes:
+            found = sorted(((units[probe] @ units[template], subject) for template, subject in gallery), reverse=True)
+            order = [subject for _, subject in found]
+            if who in order:
+                ranks.append(order.index(who))
+                firsts.append(order[0] == who)
+                mates.append({subject: score for score, subject in found}[who])
+            else:
+                strangers.append(found[0][0])
+        strangers.sort(reverse=True)
+        row = {f"rank{k}": sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5, 10)}
+        for fpir in (0.01, 0.1):
+            threshold = strangers[max(int(len(strangers) * fpir) - 1, 0)]
+            hits = sum(first and mate > threshold for first, mate in zip(firsts, mates, strict=True))
+            row[f"tpir@{fpir}"] = hits / len(mates)
+        result[name] = {**row, "mated": len(ranks), "non_mated": len(strangers)}
+        all_ranks += ranks
+    rows = list(result.values())
+    result["mean"] = {
+        **{f"rank{k}": sum(rank < k for rank in all_ranks) / len(all_ranks) for k in (1, 5, 10)},
+        **{f"tpir@{fpir}": sum(row[f"tpir@{fpir}"] for row in rows) / 2 for fpir in (0.01, 0.1)},
+        "mated": len(all_ranks),
+        "non_mated": sum(row["non_mated"] for row in rows),
+    }
+    result["merged"] = merged_by_hand(units, probes, [entry for gallery in galleries.values() for entry in gallery])
+    return result
+
+
+def merged_by_hand(units, probes, gallery):
+    mates, others, ranks = [], [], []
+    for probe, who in probes:
+        scores = [(units[probe] @ units[template], subject) for template, subject in gallery]
+        mate = [score for score, subject in scores if subject == who]
+        other = [score for score, subject in scores if subject != who]
+        mates += mate
+        others += other
+        ranks += [sum(score > mate[0] for score in other) + 1] if mate else []
+    others.sort(reverse=True)
+    row = {f"rank{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10)}
+    for fpir in (0.01, 0.1):
+        threshold = others[math.ceil(len(probes) * fpir) - 1]
+        row[f"tpir@{fpir}"] = sum(mate > threshold for mate in mates) / len(mates)
+    return {**row, "mated": len(mates), "non_mated": len(probes) - len(mates)}
+
+
+def check_search(result, expected):
+    assert list(result) == list(expected)
+    for name, row in expected.items():
+        assert list(result[name]) == list(row)
+        assert result[name] == pytest.approx(row, abs=1e-6), name
+
+
 @pytest.mark.parametrize("prefix", ["ijbb", "ijbc"])
 @pytest.mark.parametrize("detector_score", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("flip", [True, False])
-def test_one_to_one_is_the_protocol(tmp_path, prefix, detector_score, norm, flip):
-    folder = make_folder(tmp_path / "set", prefix)
-    scores, labels = by_hand(folder, prefix, embed, detector_score, norm, flip)
+def test_it_is_the_protocol(tmp_path, make_ijb, cheap_network, prefix, detector_score, norm, flip):
+    folder = make_ijb(tmp_path / "set", prefix)
+    units = templates_by_hand(folder, cheap_network, prefix, detector_score, norm, flip)
+    scores, labels = pairs_by_hand(folder, units, prefix)
     options = {"use_detector_score": detector_score, "use_norm": norm, "flip": flip}
     loaded = load_ijb(folder)
     assert loaded.name == prefix.upper()
-    features = embed_faces(embed, loaded, **options)
+    features = embed_faces(cheap_network, loaded, **options)
     templates = template_features(features, loaded.template, loaded.media, len(loaded.template_ids))
     np.testing.assert_allclose(pair_scores(templates, loaded.first, loaded.second), scores, atol=1e-6)
     np.testing.assert_array_equal(loaded.issame, labels)
-    result = evaluate_ijb(embed, folder, **options)
-    assert list(result) == ["1:1"]
-    assert list(result["1:1"]) == ["nearest", "strict", "pairs"]
+    result = evaluate_ijb(cheap_network, folder, **options)
+    assert list(result) == ["1:1", "1:N"]
     check_rates(result["1:1"], scores, labels)
     assert 0.1 < result["1:1"]["strict"]["0.1"] < 1
+    check_search(result["1:N"], search_by_hand(folder, units, prefix))
+    assert 0.2 < result["1:N"]["mean"]["rank1"] < 1
 
 
-def test_every_option_matters(tmp_path):
-    folder = make_folder(tmp_path / "set")
-    loaded = load_ijb(folder)
-    everything = embed_faces(embed, loaded)
+def test_every_option_matters(tmp_path, make_ijb, cheap_network):
+    loaded = load_ijb(make_ijb(tmp_path / "set"))
+    everything = embed_faces(cheap_network, loaded)
     for option in ("use_detector_score", "use_norm", "flip"):
-        assert not np.allclose(embed_faces(embed, loaded, **{option: False}), everything, rtol=0.01)
+        assert not np.allclose(embed_faces(cheap_network, loaded, **{option: False}), everything, rtol=0.01)
 
 
-def test_real_faces(real_data):
+def check_real(folder, network, result):
+    units = templates_by_hand(folder, network)
+    check_rates(result["1:1"], *pairs_by_hand(folder, units))
+    check_search(result["1:N"], search_by_hand(folder, units))
+
+
+def test_real_faces(real_data, cheap_network):
     folder = real_data / "lfw_as_ijbc"
-    check_rates(evaluate_ijb(embed, folder)["1:1"], *by_hand(folder))
+    check_real(folder, cheap_network, evaluate_ijb(cheap_network, folder))
 
 
 @pytest.mark.slow
-def test_real_faces_with_a_real_network(real_data):
-    network = load_embedder(real_data / "third_party" / "mobilefacenet" / "MobileFaceNet.onnx").embed
-    folder = real_data / "lfw_as_ijbc"
-    check_rates(evaluate_ijb(network, folder)["1:1"], *by_hand(folder, network=network))
+def test_real_faces_with_a_real_network(real_data, tmp_path):
+    model, folder = real_data / "third_party" / "mobilefacenet" / "MobileFaceNet.onnx", real_data / "lfw_as_ijbc"
+    command = [sys.executable, "-m", "eval.ijb", str(model), str(folder), "--cache", str(tmp_path / "cache")]
+    subprocess.run([*command, "--json", str(tmp_path / "out.json")], cwd=ROOT, check=True)
+    result = json.loads((tmp_path / "out.json").read_text())
+    check_real(folder, load_embedder(model).embed, result)
+    assert result["1:N"]["mean"]["rank1"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_protocol_alone_and_lists_that_are_not_there(tmp_path, make_ijb, cheap_network, capsys):
+    folder = make_ijb(tmp_path / "set")
+    both = evaluate_ijb(cheap_network, folder)
+    for protocol in ("1:1", "1:N"):
+        assert evaluate_ijb(cheap_network, folder, protocols=[protocol]) == {protocol: both[protocol]}
+    (folder / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
+    assert evaluate_ijb(cheap_network, folder) == {"1:1": both["1:1"]}
+
+
+def test_two_targets_in_one_folder(tmp_path, make_ijb, cheap_network):
+    folder = make_ijb(tmp_path / "set", "ijbb", seed=1)
+    alone = evaluate_ijb(cheap_network, folder)
+    pictures = {path.name: path.read_bytes() for path in (folder / "loose_crop").iterdir()}
+    make_ijb(folder, "ijbc", seed=2)
+    for name, content in pictures.items():
+        (folder / "loose_crop" / name).write_bytes(content)
+    assert evaluate_ijb(cheap_network, folder, target="IJBB") == alone
+
+
+@st.composite
+def scored_sets(draw):
+    """A set and whole-number features of its faces, so that sums are exact in any order and scores are often equal."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    templates, faces = draw(st.integers(3, 8)), draw(st.integers(8, 30))
+    template = np.concatenate([np.arange(templates), generator.integers(0, templates, faces - templates)])
+    first, second = (side.astype(np.int32) for side in np.triu_indices(templates, 1))
+    issame = generator.random(len(first)) < 0.4
+    issame[:2] = True, False
+    made = IjbSet(
+        "IJBC", Path("nowhere"), [f"{n}.jpg" for n in range(faces)], np.ones(faces, int), np.zeros((faces, 5, 2)),
+        np.ones(faces), np.arange(templates) * 3 + 5, template, generator.integers(0, 3, faces), first, second, issame,
+        None,
+    )  # fmt: skip
+    return made, generator.integers(-2, 3, (faces, 3)).astype(np.float32), generator
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored_sets())
+def test_orders_change_nothing(drawn):
+    made, features, generator = drawn
+    expected = score_templates(made, features)
+    hardest = curve_of(made, pair_scores(template_features(features, made.template, made.media, len(made.template_ids)),
+                                         made.first, made.second))["hardest"]  # fmt: skip
+    faces = generator.permutation(len(features))
+    moved = replace(made, template=made.template[faces], media=made.media[faces])
+    assert score_templates(moved, features[faces]) == expected
+    place = generator.permutation(len(made.template_ids)).astype(np.int32)  # template t is called place[t]
+    renamed = replace(made, template=place[made.template], first=place[made.first], second=place[made.second])
+    assert score_templates(renamed, features) == expected
+    pairs = generator.permutation(len(made.issame))
+    shuffled = replace(made, first=made.first[pairs], second=made.second[pairs], issame=made.issame[pairs])
+    result = score_templates(shuffled, features, curve=True)
+    assert result["1:1"] == expected["1:1"]
+    assert result["curve"]["hardest"] == hardest
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored_sets())
+def test_a_media_whose_images_all_stand_twice_changes_nothing(drawn):
+    made, features, generator = drawn
+    chosen = generator.integers(0, len(features))
+    again = np.flatnonzero((made.template == made.template[chosen]) & (made.media == made.media[chosen]))
+    rows = np.concatenate([np.arange(len(features)), again])
+    twice = replace(made, template=made.template[rows], media=made.media[rows])
+    assert score_templates(twice, features[rows]) == score_templates(made, features)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 12))
+def test_orders_and_ties_in_a_search(seed, people, probes):
+    """Vectors of ±½ have exact dot products, many of them equal."""
+    generator = np.random.default_rng(seed)
+    total = 2 * people + probes
+    templates = generator.choice([-0.5, 0.5], (total, 4)).astype(np.float32)
+    subject = np.concatenate([np.arange(2 * people), generator.integers(0, 2 * people + 3, probes)])
+    galleries = {"G1": np.arange(people), "G2": np.arange(people, 2 * people)}
+    lists = SearchLists(galleries, np.arange(2 * people, total), subject)
+    nobody = np.empty(0)
+    made = IjbSet("IJBC", Path("nowhere"), [], *[nobody] * 9, lists)
+    expected = ijb_search.identify_templates(made, templates)
+    order = generator.permutation(total)
+    back = np.argsort(order)
+    moved = SearchLists({name: generator.permutation(back[rows]) for name, rows in galleries.items()},
+                        generator.permutation(back[lists.probe]), subject[order])  # fmt: skip
+    assert ijb_search.identify_templates(replace(made, search=moved), templates[order]) == expected
+    same = np.full_like(templates, 0.5)  # a model that gives everybody one vector finds nobody
+    row = ijb_search.identify_templates(made, same)["merged"]
+    assert row["rank1"] in (None, 0.0)
 
 
 def rewrite(folder, suffix, change):
-    path = folder / "meta" / f"ijbc_{suffix}.txt"
+    path = folder / "meta" / f"ijbc_{suffix}"
     path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
-    return path
 
 
-def test_order_of_lines_changes_nothing(tmp_path):
-    folder = make_folder(tmp_path / "set")
-    before = evaluate_ijb(embed, folder)
-    for suffix in ("face_tid_mid", "name_5pts_score", "template_pair_label"):
+def test_order_of_lines_changes_nothing(tmp_path, make_ijb, cheap_network):
+    folder = make_ijb(tmp_path / "set")
+    before = evaluate_ijb(cheap_network, folder)
+    for suffix in ("face_tid_mid.txt", "name_5pts_score.txt", "template_pair_label.txt"):
         rewrite(folder, suffix, lambda lines: lines[::-1])
-        assert evaluate_ijb(embed, folder) == before
-    rewrite(folder, "name_5pts_score", lambda lines: sorted(lines))
-    assert evaluate_ijb(embed, folder) == before
+        assert evaluate_ijb(cheap_network, folder) == before
+    rewrite(folder, "name_5pts_score.txt", sorted)
+    for name in ("gallery_G1", "gallery_G2", "probe_mixed"):
+        rewrite(folder, f"1N_{name}.csv", lambda lines: [lines[0], *lines[:0:-1]])
+    assert evaluate_ijb(cheap_network, folder) == before
 
 
-def test_chunks_change_nothing(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / "set")
-    before = evaluate_ijb(embed, folder)
-    monkeypatch.setattr(ijb, "FACES_AT_ONCE", 7)
+def test_chunks_and_threads_change_nothing(tmp_path, monkeypatch, make_ijb, cheap_network):
+    folder = make_ijb(tmp_path / "set")
+    before = evaluate_ijb(cheap_network, folder)
+    monkeypatch.setattr(ijb_faces, "FACES_AT_ONCE", 7)
+    monkeypatch.setattr(ijb_faces, "CHUNK", 17)
     monkeypatch.setattr(ijb, "PAIRS_AT_ONCE", 11)
-    assert evaluate_ijb(embed, folder) == before
+    monkeypatch.setattr(ijb_search, "MEGABYTES", 0)
+    assert evaluate_ijb(cheap_network, folder, threads=3) == before
 
 
-def test_a_face_that_stands_twice_in_its_media_changes_nothing():
-    generator = np.random.default_rng(0)
-    features = generator.normal(size=(3, 4)).astype(np.float32)
-    template, media = np.array([0, 0, 1]), np.array([1, 2, 2])
-    once = template_features(features, template, media, 2)
-    twice = template_features(features[[0, 1, 1, 2]], template[[0, 1, 1, 2]], media[[0, 1, 1, 2]], 2)
-    np.testing.assert_allclose(once, twice, atol=1e-7)
-    other_media = template_features(features[[0, 1, 1, 2]], template[[0, 1, 1, 2]], np.array([1, 2, 3, 2]), 2)
-    assert not np.allclose(once[0], other_media[0])
-    np.testing.assert_allclose(np.linalg.norm(once, axis=1), 1, atol=1e-6)
+def test_hardest_pairs_are_the_worst(tmp_path, make_ijb, cheap_network):
+    folder = make_ijb(tmp_path / "set")
+    curve = evaluate_ijb(cheap_network, folder, curve=True)["curve"]
+    assert set(curve["roc"]) == {"far", "tar", "low", "high"}
+    units = templates_by_hand(folder, cheap_network)
+    scores, labels = pairs_by_hand(folder, units)
+    lines = (folder / "meta" / "ijbc_template_pair_label.txt").read_text().splitlines()
+    order_of = {"false_match": (False, np.argsort(-scores)), "false_non_match": (True, np.argsort(scores))}
+    for kind, (label, order) in order_of.items():
+        worst = [number for number in order if labels[number] == label][:8]
+        assert [row[:2] for row in curve["hardest"][kind]] == [[int(n) for n in lines[w].split()[:2]] for w in worst]
+        np.testing.assert_allclose([row[2] for row in curve["hardest"][kind]], scores[worst], atol=1e-6)
 
 
-def broken(suffix, change):
-    return lambda folder: rewrite(folder, suffix, change)
-
-
-def first_line(text):
-    return lambda lines: [text, *lines[1:]]
-
-
-BROKEN = {
-    "no lists": (lambda folder: shutil.rmtree(folder / "meta"), "expected ijbb_face_tid_mid.txt or .*, got neither"),
-    "no pairs": (lambda folder: (folder / "meta" / "ijbc_template_pair_label.txt").unlink(), "template_pair_label"),
-    "no images": (lambda folder: shutil.rmtree(folder / "loose_crop"), "loose_crop: cannot be read"),
-    "missing images": (lambda folder: (folder / "loose_crop" / "3.png").unlink(), "1 of .* images are missing: 3.png"),
-    "image outside": (broken("face_tid_mid", first_line("../x.png 700 1")), "no landmarks for 1 faces: ../x.png"),
-    "no image": (lambda folder: (folder / "loose_crop" / "4.png").write_bytes(b"x"), "4.png: not a JPEG"),
-    "short line": (broken("face_tid_mid", first_line("1.png 700")), "line 1: expected 3 columns, got 2"),
-    "no numbers": (broken("face_tid_mid", first_line("1.png seven 1")), "line 1: not numbers: seven 1"),
-    "landmark missing": (broken("name_5pts_score", lambda lines: lines[1:]), "no landmarks for 1 faces"),
-    "score nan": (
-        broken("name_5pts_score", lambda lines: [f"{lines[0].rsplit(maxsplit=1)[0]} nan", *lines[1:]]),
-        "png: a landmark or score is not finite",
-    ),
-    "landmarks coincide": (
-        broken("name_5pts_score", lambda lines: [f"{lines[0].split()[0]} {'5 ' * 10} 1", *lines[1:]]),
-        "png: all landmarks coincide",
-    ),
-    "template unknown": (broken("template_pair_label", first_line("700 701 0")), "line 1: template 701 has no face"),
-    "label 2": (broken("template_pair_label", first_line("700 713 2")), "line 1: expected label 0 or 1, got 2"),
-    "label text": (broken("template_pair_label", first_line("700 713 yes")), "yes"),
-    "only one label": (
-        broken("template_pair_label", lambda lines: [line for line in lines if line.endswith("1")]),
-        "expected pairs of both labels, all 15 have 1",
-    ),
-    "empty pairs": (broken("template_pair_label", lambda lines: []), "expected lines of"),
-    "empty faces": (broken("face_tid_mid", lambda lines: []), "empty"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:loadtxt")
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_folders_are_refused_with_the_place_named(tmp_path, name):
-    folder = make_folder(tmp_path / "set")
-    change, text = BROKEN[name]
-    change(folder)
-    with pytest.raises(DataError, match=text) as error:
-        evaluate_ijb(embed, folder)
-    assert str(error.value).startswith(str(folder))
-    assert "\n" not in str(error.value)
-
-
-def test_not_finite_embeddings_name_the_images(tmp_path):
-    folder = make_folder(tmp_path / "set")
-    names = load_ijb(folder).images
-
-    def spoilt(images):
-        result = embed(images)
-        result[2] = np.nan
-        return result
-
-    with pytest.raises(NumericsError, match=f": {names[2]}$"):
-        evaluate_ijb(spoilt, folder)
-
-
-def test_command(tmp_path, capsys):
-    folder = make_folder(tmp_path / "set")
-    settings = BackboneSettings(name="tiny", embedding_size=16)
+def test_command(tmp_path, capsys, make_ijb):
+    folder = make_ijb(tmp_path / "set")
+    shape = BackboneSettings(name="tiny", embedding_size=16)
     torch.manual_seed(0)
     model = tmp_path / "model_last.pt"
-    save_model(model, build(settings), settings, {})
+    save_model(model, build(shape), shape, {})
     out = tmp_path / "out.json"
-    assert ijb.main([str(model), str(folder), "--json", str(out), "--threads", "1", "--no-flip"]) is None
+    command = [str(model), str(folder), "--json", str(out), "--threads", "1", "--no-flip", "--no-cache"]
+    assert ijb.main(command) is None
     result = json.loads(out.read_text())
     assert result == evaluate_ijb(load_embedder(model, 1).embed, folder, flip=False)
     printed = capsys.readouterr().out
-    assert "105 pairs" in printed
+    assert "153 pairs" in printed
     assert f"{100 * result['1:1']['strict']['0.1']:.2f}" in printed
+    assert "| merged " in printed
+    for name in ("gallery_G1", "gallery_G2", "probe_mixed"):
+        (folder / "meta" / f"ijbc_1N_{name}.csv").unlink()
+    assert ijb.main(command) is None
+    assert "lacks ijbc_1N_gallery_G1.csv, ijbc_1N_gallery_G2.csv, ijbc_1N_probe_mixed.csv" in capsys.readouterr().out
+    assert list(json.loads(out.read_text())) == ["1:1"]

@@ -1,0 +1,202 @@
+"""Faces of an IJB folder to embeddings: read, align, embed the image and its mirror, in one pass.
+
+Owns the pass over the pictures. Threads read and align ahead of the network; what is embedded goes into a cache where
+there is one (eval/ijb_cache.py) and comes from there the next time. An image that cannot be read ends it: the network
+stops, the rest is only decoded, and all such images are named together. Proven by tests/eval/test_ijb_faces.py.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.embed import Embed, require_finite
+from eval.ijb_cache import CHUNK, PARTS, EmbeddingCache
+from eval.ijb_lists import IjbSet
+from recognition.cpus import available_cpus
+from recognition.data.align import SIZE, align_face
+from recognition.data.image_file import ImageError, decode_rgb
+from recognition.errors import DataError
+
+FACES_AT_ONCE = 128  # crops that the network gets together
+BLOCKS_AHEAD = 3  # of so many crops, read before the network asks for them: 5 MB each
+
+Parts = dict[str, np.ndarray]  # "straight" and maybe "mirrored" → float32 [n, d]
+
+
+def crop_face(ijb: IjbSet, number: int) -> np.ndarray:
+    """Read and align one face, uint8 RGB [112, 112, 3]; DataError naming the image when that is impossible."""
+    path = ijb.folder / "loose_crop" / ijb.images[number]
+    try:
+        return align_face(decode_rgb(path.read_bytes()), ijb.landmarks[number])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ImageError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def crops_ahead(ijb: IjbSet, blocks: Iterable[range], threads: int) -> Generator[tuple[range, np.ndarray, list[str]], None, None]:
+    """Crops of blocks of faces, read by `threads` threads ahead of whoever asks.
+
+    Yields:
+        the block; its crops, uint8 [n, 112, 112, 3], black where one cannot be had; a line for each of those.
+    """
+    waiting: deque[tuple[range, list[Future[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for block in blocks:
+                waiting.append((block, [pool.submit(crop_face, ijb, number) for number in block]))
+                if len(waiting) > BLOCKS_AHEAD:
+                    yield _gather(*waiting.popleft())
+            while waiting:
+                yield _gather(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error nobody wants the rest
+
+
+def _gather(block: range, futures: Sequence[Future[np.ndarray]]) -> tuple[range, np.ndarray, list[str]]:
+    crops, problems = np.zeros((len(block), SIZE, SIZE, 3), np.uint8), []
+    for place, future in enumerate(futures):
+        try:
+            crops[place] = future.result()
+        except DataError as error:
+            problems.append(str(error))
+    return block, crops, problems
+
+
+def embed_chunks(
+    embed: Embed, ijb: IjbSet, todo: Sequence[tuple[range, Sequence[str]]], threads: int, bar: tqdm
+) -> Generator[tuple[range, Parts], None, None]:
+    """Embed chunks of faces, each the parts (of "straight" and "mirrored") that are asked of it.
+
+    Raises:
+        DataError: images that cannot be read: how many of all in `todo`, and the first five.
+        NumericsError: an embedding is not finite; the images are named.
+    """
+    blocks = (rows[at : at + FACES_AT_ONCE] for rows, _ in todo for at in range(0, len(rows), FACES_AT_ONCE))
+    problems: list[str] = []
+    with closing(crops_ahead(ijb, blocks, threads)) as ready:
+        for rows, parts in todo:
+            done: dict[str, list[np.ndarray]] = {part: [] for part in parts}
+            for _ in range(0, len(rows), FACES_AT_ONCE):
+                block, crops, unreadable = next(ready)
+                problems += unreadable
+                if not problems:
+                    _embed_block(embed, crops, [ijb.images[number] for number in block], done)
+                bar.update(len(block))
+            if problems:
+                bar.set_description("looking for more unreadable images", refresh=False)
+            else:
+                yield rows, {part: np.concatenate(blocks_done) for part, blocks_done in done.items()}
+    if problems:
+        several = f"{len(problems)} images cannot be used: " if len(problems) > 1 else ""
+        more = "; …" if len(problems) > 5 else ""
+        raise DataError(several + "; ".join(problems[:5]) + more)
+
+
+def _embed_block(embed: Embed, crops: np.ndarray, names: list[str], done: dict[str, list[np.ndarray]]) -> None:
+    for part, blocks in done.items():
+        embedding = embed(crops if part == "straight" else np.ascontiguousarray(crops[:, :, ::-1]))
+        require_finite(embedding, names)
+        blocks.append(embedding)
+
+
+def missing_chunks(cache: EmbeddingCache, flip: bool) -> list[tuple[range, Sequence[str]]]:
+    """What a cache has no file of: chunks and their parts."""
+    parts = PARTS if flip else PARTS[:1]
+    lacking = [(rows, [part for part in parts if not cache.has(part, rows)]) for rows in cache.chunks()]
+    return [(rows, missing) for rows, missing in lacking if missing]
+
+
+def embed_faces(
+    embed: Embed,
+    ijb: IjbSet,
+    *,
+    use_detector_score: bool = True,
+    use_norm: bool = True,
+    flip: bool = True,
+    progress: bool = False,
+    cache: EmbeddingCache | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Embed every face; float32 [F, d].
+
+    Args:
+        embed: images → raw embeddings.
+        ijb: the set.
+        use_detector_score: multiply by the detector's score.
+        use_norm: keep the length, which weighs quality; otherwise unit length before the score.
+        flip: add the mirror image's embedding.
+        progress: show a bar, on terminals.
+        cache: embeddings of this model and set that are there are used, others are added.
+        threads: that read and align; None = one a processor.
+
+    Raises:
+        DataError: images cannot be read, or the cache cannot be written. NumericsError: an embedding is not finite; the
+            images are named.
+    """
+    wanted = PARTS if flip else PARTS[:1]
+    features, todo = _from_cache(cache, ijb, wanted) if cache else (None, _everything(ijb, wanted))
+    total, left = len(ijb.images), sum(len(rows) for rows, _ in todo)
+    with (
+        progress_bar(ijb, progress, total - left) as bar,
+        closing(embed_chunks(embed, ijb, todo, threads or available_cpus(), bar)) as chunks,
+    ):
+        for rows, parts in chunks:
+            dim = next(iter(parts.values())).shape[1]
+            if features is None:
+                features = np.zeros((total, dim), np.float32)
+                if cache:
+                    cache.require_space(len(todo) * len(wanted), dim)
+            for part, embedding in parts.items():
+                features[rows.start : rows.stop] += embedding
+                if cache:
+                    cache.write(part, rows, embedding)
+    assert features is not None  # a set without faces was refused
+    if not use_norm:
+        for start in range(0, total, CHUNK):  # in place: IJB-C's are a gigabyte
+            features[start : start + CHUNK] = unit(features[start : start + CHUNK])
+    if use_detector_score:
+        features *= ijb.scores[:, None].astype(np.float32)
+    return features
+
+
+def progress_bar(ijb: IjbSet, show: bool, done: int) -> tqdm:
+    """A bar over all faces, of which some were done before; on terminals, if at all."""
+    hide = None if show else True
+    return tqdm(total=len(ijb.images), initial=done, desc=ijb.name, unit="face", disable=hide, leave=False)
+
+
+def _everything(ijb: IjbSet, wanted: Sequence[str]) -> list[tuple[range, Sequence[str]]]:
+    total = len(ijb.images)
+    return [(range(start, min(start + CHUNK, total)), wanted) for start in range(0, total, CHUNK)]
+
+
+def _from_cache(
+    cache: EmbeddingCache, ijb: IjbSet, wanted: Sequence[str]
+) -> tuple[np.ndarray | None, list[tuple[range, Sequence[str]]]]:
+    """Sums of the parts that a cache has, float32 [F, d] (None: it has nothing), and what it lacks."""
+    features: np.ndarray | None = None
+    todo: list[tuple[range, Sequence[str]]] = []
+    for rows in cache.chunks():
+        lacking: list[str] = []
+        for part in wanted:
+            embedding = cache.read(part, rows)
+            if embedding is None:
+                lacking.append(part)
+                continue
+            if features is None:
+                features = np.zeros((len(ijb.images), embedding.shape[1]), np.float32)
+            features[rows.start : rows.stop] += embedding
+        if lacking:
+            todo.append((rows, lacking))
+    return features, todo
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of unit length; a zero row stays zero."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
