@@ -13,6 +13,9 @@ import onnx
 
 from recognition.errors import CheckpointError
 
+# Separators and drives of other systems; onnxruntime's mark for "an address in memory" is a path with asterisks.
+FORBIDDEN = frozenset("\\:*")
+
 
 def check_onnx_file(path: Path) -> onnx.ModelProto:
     """Refuse an ONNX file that is not one, or whose external weights could be any file of this machine.
@@ -33,7 +36,7 @@ def check_onnx_file(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's DecodeError, and whatever the file's bytes provoke
         raise CheckpointError(f"{path}: not an ONNX file: {first_line(error)}") from None
     for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             _check_external(path, tensor)
     return model
 
@@ -42,8 +45,10 @@ def _check_external(path: Path, tensor: Any) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     refused = f"{path}: weights of {tensor.name!r} at {location!r} refused"
+    if len(entries) != len(tensor.external_data):
+        raise CheckpointError(f"{refused}: a key given twice, and which of them counts is up to the reader")
     parts = Path(location).parts
-    if not location or "\\" in location or ":" in location or Path(location).is_absolute() or ".." in parts:
+    if not location or FORBIDDEN & set(location) or Path(location).is_absolute() or ".." in parts:
         raise CheckpointError(f"{refused}: not a path inside the model's folder")
     file = path.parent
     for part in parts:

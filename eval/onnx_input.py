@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from eval.pixels import COLOR_ORDERS, IMAGE_SIZE, Given, Pixels, triple
+from eval.onnx_prefix import read_prefix
+from eval.pixels import COLOR_ORDERS, IMAGE_SIZE, RAW, UNITS, Given, Pixels, triple
 from recognition.errors import CheckpointError, SettingsError
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -103,9 +104,18 @@ def find_pixels(model: onnx.ModelProto, path: Path, where: GraphInput, given: Gi
         CheckpointError: metadata like this project's that cannot be understood.
     """
     described = described_pixels({entry.key: entry.value for entry in model.metadata_props}, path)
-    found = described or Pixels()
-    notes = [f"its metadata say: {described}"] if described else []
-    return Pixels(given.mean or found.mean, given.std or found.std, given.color_order or found.color_order), notes
+    prefix = read_prefix(model, path.parent, where)
+    wanted = {"bytes": RAW, "units": UNITS}.get(prefix.takes) if prefix else None
+    found = described or wanted or (RAW if where.dtype == np.uint8 else Pixels())
+    pixels = Pixels(given.mean or found.mean, given.std or found.std, given.color_order or found.color_order)
+    notes = [f"its metadata: {described}"] if described else []
+    if wanted and (pixels.mean, pixels.std) == (wanted.mean, wanted.std):
+        notes.append(f"normalises by itself ({prefix}), so it gets {pixels}")
+    elif wanted:
+        notes.append(f"warning: it normalises by itself ({prefix}) and now gets {pixels}")
+    elif prefix:
+        notes.append(f"begins with {prefix}; that looks like the network's own, so it gets {pixels}")
+    return pixels, notes
 
 
 def described_pixels(metadata: Mapping[str, str], path: Path) -> Pixels | None:

@@ -56,10 +56,13 @@ class Pixels:
     def __str__(self) -> str:
         if self.mean == (0, 0, 0) and self.std == (1, 1, 1):
             return f"{self.color_order}, pixels as they are"
+        if self.mean == (0, 0, 0):
+            return f"{self.color_order}, pixel / {_short(self.std)}"
         return f"{self.color_order}, (pixel − {_short(self.mean)}) / {_short(self.std)}"
 
 
-RAW = Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+RAW = Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # 0 to 255
+UNITS = Pixels((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))  # 0 to 1
 
 
 def normalise(images: np.ndarray) -> np.ndarray:
