@@ -36,30 +36,15 @@ def _parser() -> argparse.ArgumentParser:
 
     build_command.add_verb(verbs)
 
-    verb = verbs.add_parser("verify", help="check framing, index, labels and every image")
-    verb.set_defaults(verb=_verify)
-    verb.add_argument("set", type=Path, metavar="SET", help="folder of the set, or a .rec file")
-    add_common(verb)
-
     verb = verbs.add_parser("inspect", help="say what is in a set")
     verb.set_defaults(verb=_inspect)
     verb.add_argument("set", type=Path, metavar="SET", help="folder of the set, or a .rec file")
     verb.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of identities")
     add_common(verb, threads=False)
 
-    for module in (shuffle, merge, split):
+    for module in (verify, shuffle, merge, split):
         module.add_verb(verbs)
     return parser
-
-
-def _verify(options: argparse.Namespace) -> int:
-    findings = verify.verify(options.set, options.threads)
-    lines = [verify.sentence(problem) for problem in findings.problems]
-    lines += [f"warning: {verify.sentence(warning)}" for warning in findings.warnings]
-    lines.append(f"{options.set}: {findings.records:,} records, {findings.images:,} images, "
-                 f"{len(findings.problems)} problems, {len(findings.warnings)} warnings")
-    report({"root": str(options.set), **vars(findings)}, "\n".join(lines), options.json)
-    return DataError.status if findings.problems else 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

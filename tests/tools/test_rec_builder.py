@@ -312,6 +312,7 @@ def test_hints_that_are_wrong_are_warnings(built, capsys):
     offset = int(read_index(built / "train.idx")[1][8])
     data[offset : offset + 40] = data[offset : offset + 8] + pack_record((1, 4), 8, b"")
     (built / "train.rec").write_bytes(data)
+    (built / "train.crc").unlink()
     (built / "property").write_text("3,32,32\n99\n")
     found = facts(capsys, "verify", built)
     assert found["problems"] == []

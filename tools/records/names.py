@@ -5,13 +5,42 @@ Training needs neither; merging sets and making pairs does. Proven by tests/tool
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from recognition.data.dataset import RecordDataset
+from recognition.data.dataset import Property
 from recognition.errors import DataError
 
 _BLOCK = 64 << 20  # bytes of a list file looked at at once
+
+
+class ImageSet(Protocol):
+    """What the verbs that copy ask of a set: a RecordDataset, or what `repair` saves of one that does not open."""
+
+    root: Path
+    stated: Property
+    num_images: int
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels, int64 [num_images]."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The .rec files, in order."""
+
+    def encoded(self, sample: int) -> np.ndarray:
+        """The encoded image, uint8 [bytes]."""
+
+    def place(self, sample: int) -> tuple[Path, int, int]:
+        """Where a sample stands: its .rec file, its key in the index, its offset."""
+
+    def where(self, sample: int) -> str:
+        """The same in words."""
+
+    def file_order(self) -> np.ndarray:
+        """The samples in the order in which they stand in the files, int64 [num_images]."""
 
 
 class ListFile:
@@ -48,7 +77,7 @@ class ListFile:
 class ImageNames:
     """The name of each image of a set: its path in the list file of its shard, or `SET/SAMPLE` where there is none."""
 
-    def __init__(self, dataset: RecordDataset) -> None:
+    def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
         self.set_name = set_name(dataset.root)
         self._lists = {path: ListFile(path.with_suffix(".lst")) for path in dataset.paths}
@@ -71,7 +100,7 @@ def set_name(root: Path) -> str:
     return root.resolve().stem if root.is_file() else root.resolve().name
 
 
-def identity_names(dataset: RecordDataset) -> dict[int, str] | None:
+def identity_names(dataset: ImageSet) -> dict[int, str] | None:
     """Names by label, from `labels.tsv` or else from the list files; None where a set has neither.
 
     A list file names identities when its images stand in a folder for each; others it only numbers.

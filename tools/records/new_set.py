@@ -5,7 +5,7 @@ Used by shuffle, merge, split and verify's `--repair`. Proven by tests/tools/rec
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from recognition.data.recordio import FLOAT32_WHOLE
 from recognition.data.shard_writer import PlainShardWriter, ShardWriter
 from recognition.errors import DataError, SettingsError
 from tools.records.common_options import whole
-from tools.records.names import write_labels
+from tools.records.names import ImageSet, write_labels
 from tools.records.reorder import DEFAULT_MEMORY, Sets, in_order, numbers
 
 
@@ -100,7 +100,7 @@ def _write_shards(
         start = end
 
 
-def _common_size(datasets: list[RecordDataset]) -> tuple[int, int]:
+def _common_size(datasets: Sequence[ImageSet]) -> tuple[int, int]:
     """Height and width of all sets, as stated or else of their first images; a DataError when they differ."""
     sizes = [_size(dataset) for dataset in datasets]
     for dataset, size in zip(datasets, sizes, strict=True):
@@ -110,7 +110,7 @@ def _common_size(datasets: list[RecordDataset]) -> tuple[int, int]:
     return sizes[0]
 
 
-def _size(dataset: RecordDataset) -> tuple[int, int]:
+def _size(dataset: ImageSet) -> tuple[int, int]:
     if dataset.stated.height and dataset.stated.width:
         return dataset.stated.height, dataset.stated.width
     try:

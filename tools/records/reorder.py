@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from recognition.data.dataset import RecordDataset
 from recognition.errors import SettingsError
-from tools.records.names import ImageNames
+from tools.records.names import ImageNames, ImageSet
 
 MAX_BUCKETS = 500  # files open at once; systems allow 1024 by default
 _BLOCK = 1 << 16
@@ -25,7 +24,7 @@ DEFAULT_MEMORY = 2.0  # GB of images held at once
 class Sets:
     """Several sets as one: samples are numbered through, set after set."""
 
-    def __init__(self, datasets: Sequence[RecordDataset]) -> None:
+    def __init__(self, datasets: Sequence[ImageSet]) -> None:
         self.datasets = list(datasets)
         self.first = np.cumsum([0, *(dataset.num_images for dataset in datasets)])
         self.num_images = int(self.first[-1])
