@@ -20,7 +20,8 @@ class Search:
     rank: np.ndarray  # int64 [n], of the best mate, from 1; 0 for a probe without mate
     mate_score: np.ndarray  # float [n], the best mate's
     other_score: np.ndarray  # float [n], the best non-mate's
-    precision: np.ndarray  # float64 [n], average precision; 0 for a probe without mate
+    precision: np.ndarray  # float64 [n], average precision by steps; 0 for a probe without mate
+    trapezoid_precision: np.ndarray  # float64 [n], average precision by trapezoids; 0 for a probe without mate
     largest_others: np.ndarray  # float [K], the largest of all scores of non-mates, falling
 
 
@@ -68,24 +69,34 @@ def search_gallery(
         # Once there are enough, only what is above the smallest of them matters.
         above = similarity > largest.min() if wanted and len(largest) == wanted else np.True_
         largest = _largest(np.concatenate([largest, similarity[~mate & above]]), wanted)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 4
-    rank, mate_score, other_score, precision = columns
-    return Search(rank > 0, rank.astype(np.int64), mate_score, other_score, precision, np.sort(largest)[::-1])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 5
+    rank, mate_score, other_score, steps, trapezoids = columns
+    return Search(rank > 0, rank.astype(np.int64), mate_score, other_score, steps, trapezoids, np.sort(largest)[::-1])
 
 
 def _search_block(similarity: np.ndarray, mate: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Rank, best mate's score, best non-mate's score and average precision of each row."""
+    """Of each row: rank, best mate's score, best non-mate's score, average precision by steps and by trapezoids."""
     others = np.where(mate, -np.inf, similarity)
-    mates = np.where(mate, similarity, -np.inf)
-    mate_score = mates.max(axis=1)
+    mate_score = np.where(mate, similarity, -np.inf).max(axis=1)
     rank = np.where(mate.any(axis=1), 1 + np.count_nonzero(others >= mate_score[:, None], axis=1), 0)
-    precision = np.zeros(len(similarity))
+    precisions = np.zeros((2, len(similarity)))
     for row in np.flatnonzero(rank):
-        scores, here = np.sort(mates[row, mate[row]]), np.sort(similarity[row])
-        # At the score of each mate: mates at or above it, of all entries at or above it.
-        found = len(scores) - np.searchsorted(scores, scores)
-        precision[row] = np.mean(found / (len(here) - np.searchsorted(here, scores)))
-    return rank, mate_score, others.max(axis=1), precision
+        scores = np.sort(similarity[row, mate[row]])[::-1]
+        before = np.array([rank[row] - 1])  # non-mates at or above each mate
+        if len(scores) > 1:
+            here = np.sort(others[row])
+            before = len(here) - np.searchsorted(here, scores)
+        precisions[:, row] = _average_precisions(scores, before)
+    return rank, mate_score, others.max(axis=1), *precisions
+
+
+def _average_precisions(scores: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+    """Average precision by steps and by trapezoids; `scores` of mates, falling, each with `before` non-mates before."""
+    found = np.searchsorted(-scores, -scores, side="right")  # mates at or above each
+    place = np.arange(1, len(scores) + 1) + before
+    after = np.arange(1, len(scores) + 1) / place
+    ahead = np.where(place > 1, np.arange(len(scores)) / np.maximum(place - 1, 1), 1)
+    return float(np.mean(found / (found + before))), float(np.mean((ahead + after) / 2))
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -97,9 +108,15 @@ def rank_k(search: Search, k: int) -> float | None:
     return float(np.mean(search.rank[search.mated] <= k)) if search.mated.any() else None
 
 
-def mean_average_precision(search: Search) -> float | None:
-    """Mean over the mated probes of scikit-learn's average precision: Σ over mates of the precision there / mates."""
-    return float(np.mean(search.precision[search.mated])) if search.mated.any() else None
+def mean_average_precision(search: Search, trapezoid: bool = False) -> float | None:
+    """Mean over the mated probes of the average precision; None without mated probes.
+
+    By steps, as scikit-learn's `average_precision_score`: the mean over the mates of the share of mates among all
+    entries at or above their score. By trapezoids, as TinyFace's own protocol (Cheng et al. 2018): of each mate the mean of
+    the precision at its place and of that one place before, which counts as 1 before the first place.
+    """
+    precision = search.trapezoid_precision if trapezoid else search.precision
+    return float(np.mean(precision[search.mated])) if search.mated.any() else None
 
 
 def tpir_at_fpir(search: Search, fpir: float, merged: bool = False) -> float | None:

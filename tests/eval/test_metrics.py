@@ -198,6 +198,26 @@ def test_keys_are_those_of_the_json():
     assert list(result["nearest"]) == ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1"]
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+def test_det_points_are_scikit_learns(seed, decimals):
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(seed)
+    issame = np.r_[True, False, generator.random(300) < 0.3]
+    score = np.round(generator.normal(issame * (seed - 1), 1), decimals)
+    fpr, fnr, _ = sklearn_metrics.det_curve(issame, score, drop_intermediate=True)
+    false_match, false_non_match = metrics.det_points(metrics.roc(score, issame, drop_collinear=False))
+    np.testing.assert_allclose(false_match, fpr[::-1], atol=1e-12)
+    np.testing.assert_allclose(false_non_match, fnr[::-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [[2, 1], [1, 2], [1, 1]])
+def test_det_points_of_two_pairs(order):
+    curve = metrics.roc(np.array(order, float), np.array([True, False]), drop_collinear=False)
+    points = [column.tolist() for column in metrics.det_points(curve)]
+    assert points == {(2, 1): [[0], [0]], (1, 2): [[0, 1, 1], [1, 1, 0]], (1, 1): [[0, 1], [1, 0]]}[tuple(order)]
+
+
 def test_equal_error_rate():
     issame = np.array([True] * 10 + [False] * 10)
     perfect = np.where(issame, 1.0, 0.0)

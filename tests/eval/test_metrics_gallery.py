@@ -57,6 +57,30 @@ def test_average_precision_is_scikit_learns(seed, decimals):
     assert metrics.mean_average_precision(found) == pytest.approx(np.mean(np.array(expected)[mated]), abs=1e-12)
 
 
+def trapezoids_by_hand(row, mates):
+    """Area under precision over recall, entry by entry; mates stand behind all others of their score."""
+    order = sorted(range(len(row)), key=lambda j: (-row[j], mates[j]))
+    area, recall, precision, found = 0.0, 0.0, 1.0, 0
+    for place, j in enumerate(order, 1):
+        found += bool(mates[j])
+        area += (found / mates.sum() - recall) * (precision + found / place) / 2
+        recall, precision = found / mates.sum(), found / place
+    return area
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_by_trapezoids(seed, decimals):
+    probe, gallery, probe_subject, gallery_subject = problem(seed, decimals=decimals)
+    found = metrics.search_gallery(probe, gallery, probe_subject, gallery_subject)
+    expected = [
+        trapezoids_by_hand(row, gallery_subject == subject)
+        for row, subject in zip(probe @ gallery.T, probe_subject, strict=True)
+        if subject in gallery_subject
+    ]
+    assert metrics.mean_average_precision(found, trapezoid=True) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
 @pytest.mark.parametrize("fpir", [0.01, 0.05, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("decimals", [None, 0])
 def test_tpir_of_one_gallery(fpir, decimals):
@@ -86,7 +110,7 @@ def test_blocks_change_nothing():
     whole = metrics.search_gallery(probe, gallery, probe_subject, gallery_subject)
     blocks = metrics.search_gallery(np.float64(probe), gallery, probe_subject, gallery_subject, megabytes=1)
     assert 3000 * 40 * 35 > 3 << 20  # so there are several
-    for name in ("rank", "precision", "mated"):
+    for name in ("rank", "precision", "trapezoid_precision", "mated"):
         assert getattr(whole, name).tolist() == getattr(blocks, name).tolist(), name
     np.testing.assert_allclose(whole.largest_others, blocks.largest_others, atol=1e-12)
 
