@@ -1,4 +1,4 @@
-"""What every loader hands out, what it refuses, and how uint8 images become the network's input.
+"""What every loader hands out, and how uint8 images become the network's input.
 
 Images outside the network are uint8 RGB [b, 112, 112, 3]; the network sees float32 [b, 3, 112, 112] in [−1, 1].
 Proven by tests/recognition/data/test_loaders.py.
@@ -6,14 +6,15 @@ Proven by tests/recognition/data/test_loaders.py.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from recognition.data.augmentation import IMAGE_SIDE
 from recognition.data.plan import Plan
-from recognition.errors import DataError
+
+if TYPE_CHECKING:  # which asks for Samples
+    from recognition.data.bad_samples import BadSamples
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,19 @@ class Samples(Protocol):
 
 
 class Loader(Protocol):
-    """The interface of DaliLoader and FallbackLoader."""
+    """The interface of all loaders."""
 
     plan: Plan
+    bad: "BadSamples"  # the samples that this rank could not use so far
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of the global steps [start_step, stop_step) in order."""
 
 
-def wrong_size(where: str, height: int, width: int) -> DataError:
-    """The error of an image that is not of the network's size."""
-    return DataError(f"{where}: an image of {width}×{height} pixels; expected {IMAGE_SIDE}×{IMAGE_SIDE}")
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device; on a GPU from pinned memory, so that the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def normalise(image: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,15 @@
 """The plan through DALI: raw bytes from the memory map, decoded, augmented with the plan's parameters, uint8 NHWC.
 
 The order stays ours: DALI asks a callback for each batch, which hands it views of the encoded images and one array for
-each augmentation parameter. On a GPU the decoder is "mixed" and images stay on the device (that path is written from
-DALI's documentation and its tests are marked `gpu`); elsewhere the pipeline runs without a device.
-Proven by tests/recognition/data/test_loaders.py.
+each augmentation parameter. An exception kills a pipeline of DALI's, so that what cannot be decoded is looked for
+first (recognition/data/bad_samples.py); what still kills one is found, replaced, and a new pipeline goes on.
+On a GPU the decoder is "cpu", "mixed", or a share of each ("shared"), and images stay on the device, where DALI works
+ahead on a stream of its own (that path is written from DALI's documentation and its tests are marked `gpu`); elsewhere
+the pipeline runs without a device.
+Proven by tests/recognition/data/test_loaders.py and tests/recognition/data/test_bad_samples.py.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,16 +20,18 @@ from nvidia import dali as typed_dali
 
 from recognition.data import dali_augment
 from recognition.data.augmentation import IMAGE_SIDE
-from recognition.data.batch import Batch, Samples, wrong_size
-from recognition.data.image_file import ImageError, decode_rgb
+from recognition.data.bad_samples import BAD_SHARE, BadSamples, fault_of_decoding, logger
+from recognition.data.batch import Batch, Samples, to_device
 from recognition.data.plan import Plan, PlannedBatch
-from recognition.errors import DataError
+from recognition.errors import SettingsError
 
 dali: Any = typed_dali  # DALI's type stubs lack much of what its modules have
 fn, types, pipeline_def = dali.fn, dali.types, dali.pipeline_def
 TensorCPU, TensorListCPU = dali.tensors.TensorCPU, dali.tensors.TensorListCPU
 
+DECODERS = ("cpu", "mixed", "shared")
 _PREFETCH = 2  # batches that DALI works on ahead
+_MEASURED = 100  # batches to tell which decoder is the fastest, after as many tenths that warm up
 
 
 class _Fed(NamedTuple):
@@ -37,15 +43,44 @@ class _Fed(NamedTuple):
 
 
 class DaliLoader:
-    """Batches of a plan, decoded and augmented by DALI in `threads` CPU threads and on the device if it is a GPU."""
+    """Batches of a plan, decoded and augmented by DALI in `threads` CPU threads and on the device if it is a GPU.
+
+    decode: where a GPU decodes; "auto" measures all ways for some batches before the first, and keeps the fastest.
+    """
 
     name = "dali"
 
-    def __init__(self, dataset: Samples, plan: Plan, device: torch.device, threads: int) -> None:
+    def __init__(
+        self,
+        dataset: Samples,
+        plan: Plan,
+        device: torch.device,
+        threads: int,
+        bad_share: float = BAD_SHARE,
+        decode: str = "auto",
+    ) -> None:
         self.dataset, self.plan, self.device, self.threads = dataset, plan, device, max(threads, 1)
+        self.bad = BadSamples(dataset, plan.num_images, bad_share)
+        if device.type != "cuda":
+            if decode not in ("auto", "cpu"):
+                raise SettingsError(f"data.decode={decode} needs a GPU; without one it is 'cpu' (or 'auto')")
+            decode = "cpu"
+        self.decode = decode
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """The batches of the global steps [start_step, stop_step); a sample that cannot be used is a DataError."""
+        """The batches of the global steps [start_step, stop_step); too many bad samples are a DataError."""
+        if self.decode == "auto" and start_step < stop_step:
+            self.decode = self._fastest(start_step)
+        return self._batches(start_step, stop_step)
+
+    def _batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        while start_step < stop_step:
+            for batch in self._until_one_fails(start_step, stop_step):
+                start_step += 1
+                yield batch
+
+    def _until_one_fails(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """Batches from one pipeline, until the last or until an image kills it, which then is among the bad ones."""
         steps = iter(range(start_step, stop_step))
         fed: deque[_Fed] = deque()
 
@@ -53,97 +88,105 @@ class DaliLoader:
             fed.append(self._prepare(next(steps)))  # StopIteration ends DALI's epoch
             return fed[-1].inputs
 
-        pipeline = _pipeline(self.plan, self.threads, self.device, feed)
+        pipeline = self._pipeline(feed)
         try:
             while True:
                 try:
-                    image, size = pipeline.run()
+                    (image,) = pipeline.run()
+                    batch = self._batch(fed[0].planned, image)
                 except StopIteration:
                     return
-                except RuntimeError as error:
-                    if culprit := self._culprit(fed):
-                        raise culprit from error
-                    raise
-                yield self._batch(fed.popleft().planned, image, size)
+                except RuntimeError:
+                    if not self._find_culprits(fed):
+                        raise
+                    return
+                del image
+                fed.popleft()
+                yield batch
         finally:
             del pipeline  # waits for work in flight, which reads arrays that `fed` holds
 
     def _prepare(self, step: int) -> _Fed:
         planned = self.plan.batch(step)
-        encoded = [self.dataset.encoded(sample) for sample in planned.sample.tolist()]
+        encoded = self.bad.encoded(self.plan, planned)
         raw = TensorListCPU([TensorCPU(image, "") for image in encoded], "", contiguous=False)
-        inputs = [raw, *dali_augment.inputs(self.plan.augmentation, planned.draws)]
-        return _Fed(planned, encoded, tuple(inputs))
+        by_gpu = [np.arange(len(encoded)) % 2 == 0] if self.decode == "shared" else []
+        return _Fed(planned, encoded, (raw, *by_gpu, *dali_augment.inputs(self.plan.augmentation, planned.draws)))
 
-    def _batch(self, planned: PlannedBatch, image: Any, size: Any) -> Batch:
-        height, width = np.moveaxis(size.as_array()[:, :2], 1, 0)
-        wrong = np.flatnonzero((height != IMAGE_SIDE) | (width != IMAGE_SIDE))
-        if len(wrong):
-            row = int(wrong[0])
-            raise wrong_size(self.dataset.where(int(planned.sample[row])), int(height[row]), int(width[row]))
-        label = torch.from_numpy(self.dataset.labels_of(planned.sample)).to(self.device)
+    def _batch(self, planned: PlannedBatch, image: Any) -> Batch:
+        label = to_device(self.dataset.labels_of(planned.sample), self.device)
         return Batch(_to_torch(image, self.device), label, planned.sample)
 
-    def _culprit(self, fed: deque[_Fed]) -> DataError | None:
-        """The first sample that DALI cannot decode among the batches in work; its error does not say which."""
-        pipeline = _single_image_pipeline()
+    def _find_culprits(self, fed: deque[_Fed]) -> bool:
+        """Add to the bad samples what DALI cannot decode of the batches in work; its error does not say which."""
+        pipeline, before = _single_image_pipeline(), self.bad.count
         for batch in fed:
             for sample, encoded in zip(batch.planned.sample.tolist(), batch.encoded, strict=True):
                 try:
                     pipeline.feed_input("encoded", [encoded])
-                    pipeline.run()
+                    (image,) = pipeline.run()
+                    if tuple(image.at(0).shape) != (IMAGE_SIDE, IMAGE_SIDE, 3):
+                        raise ValueError(f"decodes to the shape {image.at(0).shape}")
                 except (RuntimeError, ValueError):
-                    return DataError(f"{self.dataset.where(sample)}: {_reason(encoded)}")
-        return None
+                    begins = bytes(encoded[:8]).hex()
+                    unknown = f"an image of {len(encoded)} bytes, beginning with {begins}, that DALI cannot decode"
+                    self.bad.add(sample, fault_of_decoding(encoded) or unknown)
+                    pipeline = _single_image_pipeline()  # an error ends one
+        return self.bad.count > before
+
+    def _fastest(self, step: int) -> str:
+        """The decoder that gives most images a second, measured on the batches from a step on."""
+        rates = {}
+        for self.decode in DECODERS:
+            batches = self._batches(step, step + _MEASURED + _MEASURED // 10)
+            for _ in range(_MEASURED // 10):
+                next(batches)
+            torch.cuda.synchronize(self.device)
+            begin = time.perf_counter()
+            for _ in batches:
+                pass
+            torch.cuda.synchronize(self.device)
+            rates[self.decode] = _MEASURED * self.plan.rows / (time.perf_counter() - begin)
+        best = max(rates, key=lambda name: rates[name])
+        measured = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+        logger.info("data.decode: %s is the fastest here (images a second of this rank: %s)", best, measured)
+        return best
+
+    def _pipeline(self, feed: Any) -> Any:
+        """The pipeline: `feed()` gives a batch's inputs; out come images, all of one size."""
+        plan, decode, on_gpu = self.plan, self.decode, self.device.type == "cuda"
+        num_inputs = 1 + (decode == "shared") + dali_augment.num_inputs(plan.augmentation)
+
+        @pipeline_def(enable_conditionals=True)
+        def define() -> Any:
+            encoded, *arrays = fn.external_source(source=feed, num_outputs=num_inputs, batch=True, no_copy=True)
+            if decode == "shared":
+                image = _shared(encoded, arrays[0])
+                return dali_augment.augmented(image, plan.augmentation, arrays[1:])
+            image = _decoded(encoded, "mixed" if decode == "mixed" else "cpu")
+            return dali_augment.augmented(image.gpu() if on_gpu else image, plan.augmentation, arrays)
+
+        pipeline = define(
+            batch_size=plan.rows,
+            num_threads=self.threads,
+            device_id=_device_number(self.device) if on_gpu else None,
+            prefetch_queue_depth=_PREFETCH,
+            exec_dynamic=True,  # outputs own their memory, which _to_torch relies on
+        )
+        pipeline.build()
+        return pipeline
 
 
-def _reason(encoded: np.ndarray) -> str:
-    try:
-        decode_rgb(encoded)
-    except ImageError as error:
-        return str(error)
-    return f"an image of {len(encoded)} bytes, beginning with {bytes(encoded[:8]).hex()}, that DALI cannot decode"
+def _decoded(encoded: Any, device: str) -> Any:
+    return fn.decoders.image(encoded, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True)
 
 
-def _pipeline(plan: Plan, threads: int, device: torch.device, feed: Any) -> Any:
-    """The pipeline: `feed()` gives a batch's inputs; out come images and the sizes that their headers state.
-
-    Only images of the right size are decoded, so that none can cost gigabytes; others come out as zeros.
-    """
-    on_gpu = device.type == "cuda"
-    num_inputs = 1 + dali_augment.num_inputs(plan.augmentation)
-
-    @pipeline_def(enable_conditionals=True)
-    def define() -> tuple[Any, Any]:
-        encoded, *arrays = fn.external_source(source=feed, num_outputs=num_inputs, batch=True, no_copy=True)
-        image, size = _decode(encoded, on_gpu)
-        image = dali_augment.augmented(image, plan.augmentation, arrays)
-        return image, size
-
-    pipeline = define(
-        batch_size=plan.rows,
-        num_threads=threads,
-        device_id=_device_number(device) if on_gpu else None,
-        prefetch_queue_depth=_PREFETCH,
-        exec_dynamic=True,  # outputs own their memory, which _to_torch relies on
-    )
-    pipeline.build()
-    return pipeline
-
-
-# Rewritten by DALI: `if` on a tensor is a branch for each sample.
-
-
-def _decode(encoded: Any, on_gpu: bool) -> tuple[Any, Any]:
-    size = fn.peek_image_shape(encoded)
-    if (size[0] == IMAGE_SIDE) & (size[1] == IMAGE_SIDE):
-        device = "mixed" if on_gpu else "cpu"
-        image = fn.decoders.image(encoded, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True)
+def _shared(encoded: Any, by_gpu: Any) -> Any:  # rewritten by DALI: `if` on a tensor is a branch for each sample
+    if by_gpu:
+        image = _decoded(encoded, "mixed")
     else:
-        image = types.Constant(np.zeros((IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8), layout="HWC")
-        if on_gpu:
-            image = image.gpu()
-    return image, size
+        image = _decoded(encoded, "cpu").gpu()
+    return image
 
 
 def _device_number(device: torch.device) -> int:
@@ -153,7 +196,7 @@ def _device_number(device: torch.device) -> int:
 def _single_image_pipeline() -> Any:
     @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     def define() -> Any:
-        return fn.decoders.image(fn.external_source(name="encoded"), device="cpu", output_type=types.RGB)
+        return _decoded(fn.external_source(name="encoded"), "cpu")
 
     pipeline = define()
     pipeline.build()

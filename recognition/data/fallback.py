@@ -13,8 +13,8 @@ import torch
 
 from recognition.data.augment import augment
 from recognition.data.augmentation import IMAGE_SIDE
-from recognition.data.batch import Batch, Samples, wrong_size
-from recognition.data.image_file import ImageError, decode_rgb, image_size
+from recognition.data.bad_samples import BAD_SHARE, BadSamples, decode_face
+from recognition.data.batch import Batch, Samples, to_device
 from recognition.data.plan import Plan, PlannedBatch
 from recognition.errors import DataError
 
@@ -26,11 +26,14 @@ class FallbackLoader:
 
     name = "fallback"
 
-    def __init__(self, dataset: Samples, plan: Plan, device: torch.device, threads: int) -> None:
+    def __init__(
+        self, dataset: Samples, plan: Plan, device: torch.device, threads: int, bad_share: float = BAD_SHARE
+    ) -> None:
         self.dataset, self.plan, self.device, self.threads = dataset, plan, device, max(threads, 1)
+        self.bad = BadSamples(dataset, plan.num_images, bad_share)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """The batches of the global steps [start_step, stop_step); a sample that cannot be used is a DataError."""
+        """The batches of the global steps [start_step, stop_step); too many bad samples are a DataError."""
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fallback-loader")
         begun: deque[tuple[PlannedBatch, np.ndarray, list[Future[None]]]] = deque()
         try:
@@ -51,14 +54,14 @@ class FallbackLoader:
 
     def _fill(self, planned: PlannedBatch, image: np.ndarray, start: int, stop: int) -> None:
         for row in range(start, stop):
-            decoded = decode(self.dataset, int(planned.sample[row]))
+            decoded = self.bad.usable(self.plan, planned, row, lambda sample: decode_face(self.dataset.encoded(sample)))
             image[row] = augment(decoded, planned.draws, row)
 
     def _finish(self, planned: PlannedBatch, image: np.ndarray, parts: list[Future[None]]) -> Batch:
         for part in parts:
             part.result()
-        label = torch.from_numpy(self.dataset.labels_of(planned.sample))
-        return Batch(torch.from_numpy(image).to(self.device), label.to(self.device), planned.sample)
+        label = self.dataset.labels_of(planned.sample)
+        return Batch(to_device(image, self.device), to_device(label, self.device), planned.sample)
 
 
 def decode(dataset: Samples, sample: int) -> np.ndarray:
@@ -66,11 +69,7 @@ def decode(dataset: Samples, sample: int) -> np.ndarray:
 
     The size in the header decides first: an image that would take gigabytes is refused, not decoded.
     """
-    encoded = dataset.encoded(sample)
-    try:
-        size = image_size(encoded)
-        if size != (IMAGE_SIDE, IMAGE_SIDE):
-            raise wrong_size(dataset.where(sample), *size)
-        return decode_rgb(encoded)
-    except ImageError as error:
-        raise DataError(f"{dataset.where(sample)}: {error}") from error
+    image = decode_face(dataset.encoded(sample))
+    if isinstance(image, str):
+        raise DataError(f"{dataset.where(sample)}: {image}")
+    return image

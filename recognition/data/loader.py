@@ -5,6 +5,7 @@ Proven by tests/recognition/data/test_loaders.py.
 
 import torch
 
+from recognition.data.bad_samples import BAD_SHARE
 from recognition.data.batch import Batch, Loader, Samples, normalise
 from recognition.data.fallback import FallbackLoader
 from recognition.data.plan import Plan
@@ -15,8 +16,19 @@ __all__ = ["KINDS", "Batch", "Loader", "make_loader", "normalise"]
 KINDS = ("auto", "dali", "fallback")
 
 
-def make_loader(kind: str, dataset: Samples, plan: Plan, device: torch.device, threads: int) -> Loader:
-    """A loader of the plan's batches. kind "auto" is "dali" where DALI can be imported, else "fallback"."""
+def make_loader(
+    kind: str,
+    dataset: Samples,
+    plan: Plan,
+    device: torch.device,
+    threads: int,
+    bad_share: float = BAD_SHARE,
+    decode: str = "auto",
+) -> Loader:
+    """A loader of the plan's batches. kind "auto" is "dali" where DALI can be imported, else "fallback".
+
+    bad_share: the share of the images that may turn out bad and be replaced.  decode: where DALI decodes on a GPU.
+    """
     if kind not in KINDS:
         raise SettingsError(f"loader {kind!r}; expected one of {', '.join(KINDS)}")
     if kind != "fallback":
@@ -27,5 +39,7 @@ def make_loader(kind: str, dataset: Samples, plan: Plan, device: torch.device, t
                 reason = f"NVIDIA DALI cannot be imported here ({error}); use 'auto' or 'fallback'"
                 raise SettingsError(f"loader 'dali': {reason}") from error
         else:
-            return DaliLoader(dataset, plan, device, threads)
-    return FallbackLoader(dataset, plan, device, threads)
+            return DaliLoader(dataset, plan, device, threads, bad_share, decode)
+    if decode not in ("auto", "cpu"):
+        raise SettingsError(f"data.decode={decode} needs DALI and a GPU; the fallback decodes on the CPU")
+    return FallbackLoader(dataset, plan, device, threads, bad_share)

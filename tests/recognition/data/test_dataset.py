@@ -17,7 +17,7 @@ from recognition.data.recordio import (
     unpack_record,
     write_index,
 )
-from recognition.errors import DataError
+from recognition.errors import DataError, SettingsError
 
 BASE = 1 << 24
 
@@ -163,6 +163,73 @@ def test_fingerprint_is_of_the_set_and_not_of_its_place(tmp_path):
         prints.append(open_dataset(tmp_path / name).fingerprint())
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+# Several sets
+
+
+def write_sets(folder):
+    """Three sets: 3 classes of a shard, 5 stated classes in two shards, 1 class."""
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir()
+    write_shard(folder / "a", face_layout(IMAGES))
+    write_shard(folder / "b", face_layout(IMAGES[:3]), name="train_0")
+    write_shard(folder / "b", face_layout(IMAGES[3:4]), name="train_1")
+    (folder / "b" / "property").write_text("5,112,112\n")
+    write_shard(folder / "c", [pack_record(0, 0, b"last")])
+    return [folder / name for name in "abc"]
+
+
+def test_several_sets_are_one_with_labels_of_their_own(tmp_path):
+    roots = write_sets(tmp_path)
+    dataset = open_dataset(",".join(map(str, roots)), [1, 2, 0.5])
+    assert (dataset.num_images, dataset.num_classes) == (11, 3 + 5 + 1)
+    expected = [*IMAGES, *((3 + label, image) for label, image in IMAGES[:4]), (8, b"last")]
+    assert contents(dataset) == expected
+    some = np.array([10, 0, 7, 9, 6, 7])
+    assert dataset.labels_of(some).tolist() == [expected[sample][0] for sample in some]
+    assert dataset.labels_of(some).dtype == np.int64
+    assert dataset.parts == [(6, 1), (4, 2), (1, 0.5)]
+    assert dataset.where(9) == f"{roots[1] / 'train_1.rec'}: record 1 @ offset 40"
+    assert dataset.paths == [roots[0] / "train.rec", roots[1] / "train_0.rec", roots[1] / "train_1.rec",
+                             roots[2] / "train.rec"]
+    assert sorted(dataset.file_order().tolist()) == list(range(11))
+    for outside in (-1, 11):
+        with pytest.raises(IndexError):
+            dataset.encoded(outside)
+
+
+def test_the_fingerprint_of_several_sets_is_of_all_in_order(tmp_path):
+    a, b, c = write_sets(tmp_path)
+    prints = {open_dataset(",".join(map(str, roots))).fingerprint() for roots in ([a], [a, b], [b, a], [a, b, c])}
+    assert len(prints) == 4
+    assert open_dataset(a).fingerprint() == open_dataset(f"{a},").fingerprint()
+
+
+def test_sets_that_cannot_be_joined(tmp_path):
+    a, b, _ = write_sets(tmp_path)
+    for root, weights, reason in (
+        (f"{a},{b}", [1], "1 weights for 2 sets"), (f"{a},{b}", [1, -1], "expected numbers above 0"),
+        (f"{a},{b}", [1, math.nan], "expected numbers above 0"), (f"{a},{a}/", [], "names a set twice"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            open_dataset(root, weights)
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        open_dataset(f"{a},{tmp_path / 'nowhere'}")
+
+
+def test_a_comma_in_a_name_is_part_of_it_where_such_a_folder_is(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    write_shard(tmp_path / "a,b", face_layout(IMAGES))
+    assert contents(open_dataset(tmp_path / "a,b")) == contents(open_dataset(str(tmp_path / "a,b"))) == IMAGES
+
+
+def test_a_count_that_property_states_wrongly_is_said(tmp_path):
+    write_shard(tmp_path, face_layout(IMAGES))
+    (tmp_path / "property").write_text("3,112,112\n7\n")
+    notes: list[str] = []
+    assert open_dataset(tmp_path, notes=notes).num_images == 6
+    assert notes == [f"{tmp_path / 'property'}: states 7 images; the set has 6, which count"]
 
 
 # Labels

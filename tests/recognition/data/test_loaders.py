@@ -71,6 +71,7 @@ class FixedPlan:
 
     def __init__(self, batches: list[PlannedBatch]) -> None:
         self.given, self.rows = batches, len(batches[0].sample)
+        self.num_images = 100
 
     def batch(self, step: int) -> PlannedBatch:
         return self.given[step]

@@ -1,10 +1,12 @@
 import math
 import tracemalloc
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recognition.data.augmentation import Augmentation, Draws
 from recognition.data.plan import Plan, epoch_order
@@ -127,6 +129,77 @@ def test_the_augmentation_of_a_global_batch_does_not_depend_on_the_ranks(world_s
         assert all(np.array_equal(one[name], many[name]) for name in one)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 9), images=st.lists(st.integers(1, 60), min_size=1, max_size=4), seed=st.integers(0, 2**62 - 1),
+    weights=st.lists(st.sampled_from([1.0, 0.5, 2.0, 1.7, 0.3, 1 / 3]), min_size=4, max_size=4),
+)
+def test_the_coverage_of_several_sets(rows, images, weights, seed):
+    """3 epochs on 1, 2, 3 and 4 ranks: same steps, same global batches, each sample at most ⌈weight⌉ times an epoch,
+    and all of an epoch's list but for less than one global batch."""
+    batch_size = 12 * rows  # which 1, 2, 3 and 4 ranks divide
+    parts = [(count, weight if round(count * weight) else 1.0) for count, weight in zip(images, weights, strict=False)]
+    size = sum(round(count * weight) for count, weight in parts)
+    if size < batch_size:
+        parts.append((batch_size, 1.0))
+        size += batch_size
+    most = np.repeat([math.ceil(weight) for _, weight in parts], [count for count, _ in parts])
+    for epoch in range(3):
+        seen = {}
+        for world_size in (1, 2, 3, 4):
+            ranks = [Plan(len(most), batch_size, rank, world_size, seed, PAPER, parts) for rank in range(world_size)]
+            (count,) = {plan.steps_per_epoch for plan in ranks}
+            assert count == size // batch_size
+            batches = [global_batch(ranks, epoch * count + step) for step in range(count)]
+            seen[world_size] = {name: np.concatenate([b[name] for b in batches]) for name in ("sample", "crop")}
+        uses = np.bincount(seen[1]["sample"], minlength=len(most))
+        assert (uses <= most).all()
+        assert size - uses.sum() < batch_size
+        assert all(np.array_equal(seen[1][name], other[name]) for other in seen.values() for name in other)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.3, 1.5, 2.0, 3.4])
+def test_a_weight_is_how_often_an_epoch_uses_each_sample(weight):
+    plan = Plan(1000 + 40, 10, 0, 1, 3, PAPER, [(1000, 1.0), (40, weight)])
+    assert plan.epoch_size == 1000 + round(40 * weight)
+    uses = np.zeros(1040)
+    for epoch in range(20):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        uses += np.bincount(np.concatenate([plan.batch(step).sample for step in steps]), minlength=1040)
+    # at most one batch is left out of each epoch, of all sets alike
+    assert abs(uses[1000:].sum() / (20 * 40 * round(40 * weight) / 40) - 1) < 0.05
+    everything = epoch_order(plan.epoch_size, 3, 0)
+    listed = np.bincount(np.concatenate([plan._at(0, epoch, everything).sample for epoch in range(20)]), minlength=1040)
+    assert np.ptp(listed[1000:]) <= 1  # over epochs all samples of a set come equally often
+    assert (listed[:1000] == 20).all()
+
+
+def test_a_sample_that_comes_twice_in_an_epoch_is_augmented_twice():
+    plan = Plan(50, 100, 0, 1, 0, replace(ALWAYS, flip=0.5), [(50, 2.0)])
+    batch = plan.batch(0)
+    order = np.argsort(batch.sample, kind="stable")
+    crop = batch.draws.crop[order].reshape(50, 2, 4)
+    assert (batch.sample[order].reshape(50, 2) == np.arange(50)[:, None]).all()
+    assert (crop[:, 0] != crop[:, 1]).any(axis=1).mean() > 0.9
+
+
+def test_sets_of_weight_one_are_one_set():
+    alone, joined = Plan(100, 10, 0, 1, 4, PAPER), Plan(100, 10, 0, 1, 4, PAPER, [(60, 1.0), (40, 1.0)])
+    for step in range(20):
+        assert np.array_equal(alone.batch(step).sample, joined.batch(step).sample)
+        assert np.array_equal(alone.batch(step).draws.crop, joined.batch(step).draws.crop)
+
+
+def test_substitutes_are_what_the_row_holds_in_later_steps():
+    plan = Plan(103, 12, 1, 2, 3, PAPER)
+    order = epoch_order(103, 3, 1)
+    for step, row, attempt in ((8, 0, 1), (9, 5, 2), (15, 3, 1), (15, 3, 2), (8, 1, 20)):
+        other = plan.substitute(step, row, attempt)
+        assert other.sample.tolist() == [order[((step - 8) * 12 + 6 + row + attempt * 12) % 103]]
+    assert plan.substitute(8, 2, 3).sample[0] == plan.batch(11).sample[2]
+    assert np.array_equal(plan.substitute(8, 2, 3).draws.crop[0], plan.batch(11).draws.crop[2])
+
+
 def test_other_samples_are_left_out_in_other_epochs():
     plan = Plan(11, 10, 0, 1, 0, Augmentation())
     left_out = {(set(range(11)) - set(plan.batch(epoch).sample.tolist())).pop() for epoch in range(100)}
@@ -155,3 +228,10 @@ def test_a_batch_that_the_ranks_do_not_divide_shows_both_numbers():
 def test_a_batch_larger_than_the_set_shows_both_numbers():
     with pytest.raises(SettingsError, match=r"batch size 128 .* 100 images"):
         Plan(100, 128, 0, 4, 0, Augmentation())
+
+
+def test_parts_that_cannot_be():
+    with pytest.raises(SettingsError, match=r"weight 0.1 of a set of 4 images: not one image an epoch"):
+        Plan(104, 8, 0, 1, 0, Augmentation(), [(100, 1.0), (4, 0.1)])
+    with pytest.raises(SettingsError, match=r"batch size 64 .* 50 images that an epoch uses of 100"):
+        Plan(100, 64, 0, 1, 0, Augmentation(), [(100, 0.5)])
