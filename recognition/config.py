@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from recognition import backbones
 from recognition.backbones import BackboneSettings
+from recognition.data.dataset import split_roots
 from recognition.data.plan import Augmentation
 from recognition.errors import SettingsError
 from recognition.heads.margins import MARGINS, ArcFace, Margin
@@ -34,11 +35,21 @@ from recognition.schedule import ScheduleSettings
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What is trained on. root: folder of a RecordIO set.  threads: for decoding on each rank; 0: the rank's cores."""
+    """What is trained on. root: folder of a RecordIO set, or several, each with labels of its own: A,B,…
+
+    weights: of several sets, how often an epoch uses each sample of each; without any, once.
+    reader: "stream" reads the files in order, for disks that cannot seek; the others follow one plan.
+    decode: where DALI decodes on a GPU; auto measures the ways and keeps the fastest.
+    threads: for decoding on each rank; 0: the rank's cores.
+    bad_share: share of the images that may turn out undecodable and be replaced by others.
+    """
 
     root: str = ""
-    reader: Literal["auto", "dali", "fallback"] = "auto"
+    weights: tuple[float, ...] = ()
+    reader: Literal["auto", "dali", "fallback", "stream"] = "auto"
+    decode: Literal["auto", "cpu", "mixed", "shared"] = "auto"
     threads: int = 0
+    bad_share: float = 1e-4
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -114,7 +125,7 @@ VARIANTS: dict[type, dict[str, type]] = {
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
 
 FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.reader",
-                  "data.threads", "head.tile_bytes")
+                  "data.decode", "data.threads", "data.bad_share", "head.tile_bytes")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
 fingerprint, not by its place. With rows in bf16 other tiles round other rows up: as good, but not the same bits."""
 
@@ -284,10 +295,12 @@ def find_sets(config: Config) -> list[Path]:
     Raises SettingsError that lists all that are missing.
     """
     found, missing = [], []
-    if not Path(config.data.root).exists():
-        raise SettingsError(f"data.root: no such folder: {Path(config.data.root).absolute()}")
+    roots = split_roots(config.data.root)
+    for root in roots:
+        if not root.exists():
+            raise SettingsError(f"data.root: no such folder: {root.absolute()}")
     for name in config.evaluation.sets:
-        places = [Path(name), Path(config.data.root) / name, Path(config.data.root) / f"{name}.bin"]
+        places = [Path(name), *(root / file for root in roots for file in (name, f"{name}.bin"))]
         place = next((p for p in places if p.is_file()), None)
         if place is None:
             missing.append(f"evaluation.sets: no file {' or '.join(map(str, places))}")
@@ -383,6 +396,9 @@ def _value_problems(config: Config) -> list[str]:
         ("epochs", c.epochs, lambda v: 0 < v < 1e6, "above 0"),
         ("timeout_seconds", c.timeout_seconds, lambda v: 1 <= v < 1e7, "at least 1"),
         ("data.root", c.data.root, bool, "the folder of a RecordIO set; give --set data.root=FOLDER"),
+        ("data.weights", c.data.weights, lambda v: all(0 < weight <= 1e6 for weight in v)
+         and len(v) in (0, len(split_roots(c.data.root))), "one number above 0 for each set of data.root"),
+        ("data.bad_share", c.data.bad_share, lambda v: 0 <= v <= 1, "0 to 1"),
         ("data.threads", c.data.threads, lambda v: 0 <= v <= 1024, "0 to 1024"),
         ("head.sample_rate", c.head.sample_rate, lambda v: 0 < v <= 1, "above 0, at most 1"),
         ("head.optimizer.momentum", getattr(c.head.optimizer, "momentum", 0.0), lambda v: 0 <= v < 1,

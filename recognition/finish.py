@@ -18,14 +18,14 @@ from eval.embed import load_embedder
 from eval.ijb import evaluate_ijb
 from eval.verification import evaluate, load_bin, write_json
 from recognition.config import Config, find_sets, settings_of
-from recognition.data.dataset import open_dataset
+from recognition.data.dataset import open_dataset, split_roots
 from tools.export_onnx import export, read_images
 
 
 def finish(config: Config) -> dict[str, Any]:
     """Export the run's last model, evaluate the exported file, write evaluation.json and print the closing table."""
     model = config.folder / "model.onnx"
-    images = read_images(Path(config.data.root))
+    images = read_images(split_roots(config.data.root)[0])
     print(f"exporting {model} and evaluating it", flush=True)
     parity = export(config.folder / "model_last.pt", model, images)
     embedder = load_embedder(model)

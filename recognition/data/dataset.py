@@ -189,9 +189,9 @@ class JoinedDataset(RecordDataset):
         return np.concatenate([first + part.file_order() for first, part in zip(self._first, self.sets, strict=False)])
 
     def fingerprint(self) -> str:
-        """A short hash of the sets' own fingerprints, in order."""
+        """A short hash of the sets' own fingerprints, in order; of one set, its own."""
         own = " ".join(part.fingerprint() for part in self.sets)
-        return hashlib.blake2b(own.encode(), digest_size=8).hexdigest()
+        return own if len(self.sets) == 1 else hashlib.blake2b(own.encode(), digest_size=8).hexdigest()
 
 
 Sidecar = Literal["use", "write", "ignore"]
