@@ -4,7 +4,7 @@ Every rank holds and embeds only its share; the embeddings are gathered and the 
 Proven by tests/recognition/test_train.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eval.verification import embed_with_mirror, load_bin, reduce_to, score
 from recognition.data.batch import normalise
-from recognition.distributed import Ranks, gather_uneven_rows
+from recognition.distributed import Ranks, gather_uneven_rows, max_over_ranks
 
 IMAGES_AT_ONCE = 64
 
@@ -24,6 +24,7 @@ class Verifier:
 
     def __init__(self, sets: Sequence[Path], degrade: Sequence[int], ranks: Ranks) -> None:
         self.ranks = ranks
+        self._width = 0
         self._shares: list[tuple[str, int | None, np.ndarray, np.ndarray]] = []
         for path in sets:
             pairs = load_bin(path)
@@ -33,26 +34,36 @@ class Verifier:
             self._shares += [(pairs.name, side, reduce_to(share, side), pairs.issame) for side in degrade]
 
     @torch.inference_mode()
-    def score(self, backbone: nn.Module, product_dtype: torch.dtype) -> list[dict[str, Any]]:
-        """Figures of all sets (see `eval.verification.score`), the same on all ranks. Leaves the mode as it was."""
+    def score(
+        self, backbone: nn.Module, product_dtype: torch.dtype, stopping: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, Any]] | None:
+        """Figures of all sets (see `eval.verification.score`), the same on all ranks. Leaves the mode as it was.
+
+        stopping: asked between parts of a set; once any rank's says yes the answer is None, on all ranks.
+        """
         device = self.ranks.device
 
         def embed(images: np.ndarray) -> np.ndarray:
+            if self._width and stopping():  # nobody will look at the rest
+                return np.zeros((len(images), self._width), np.float32)
             parts = []
             for start in range(0, max(len(images), 1), IMAGES_AT_ONCE):  # once for an empty share: its width is known
                 pixels = torch.from_numpy(images[start : start + IMAGES_AT_ONCE]).to(device)
                 with torch.autocast(device.type, product_dtype, enabled=product_dtype != torch.float32):
                     parts.append(backbone(normalise(pixels)).float().cpu())
+            self._width = parts[0].shape[1]
             return torch.cat(parts).numpy()[: len(images)]
 
         was_training = backbone.training
         backbone.eval()
-        results = []
+        results: list[dict[str, Any]] = []
         for name, side, images, issame in self._shares:
             sums, norms = embed_with_mirror(embed, images)
+            if max_over_ranks(torch.tensor([stopping()], dtype=torch.int32, device=device), self.ranks).item():
+                break
             results.append(score(self._all(sums), self._all(norms), issame, name, side))
         backbone.train(was_training)
-        return results
+        return results if len(results) == len(self._shares) else None
 
     def _all(self, share: np.ndarray) -> np.ndarray:
         rows: Tensor = gather_uneven_rows(torch.from_numpy(share).to(self.ranks.device), self.ranks)

@@ -86,7 +86,7 @@ def run_ranks(
     handler = get_rendezvous_handler(rendezvous)
     spec = WorkerSpec(
         role="rank", local_world_size=ranks, entrypoint=sys.executable, args=tuple(command), rdzv_handler=handler,
-        max_restarts=max_restarts, monitor_interval=WATCH_SECONDS, local_addr=rendezvous.config["local_addr"],
+        max_restarts=max_restarts, monitor_interval=WATCH_SECONDS, local_addr=rendezvous.local_addr,
         **_static_address(rendezvous),
     )
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):

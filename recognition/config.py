@@ -70,10 +70,38 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """How often the whole state is saved and how many saves are kept; 0: all, e.g. for `eval.quality`."""
+    """How often the whole state is saved and which saves are kept.
+
+    every_epochs, every_steps, every_minutes: each by itself, 0: not; there is always one at the end and on a stop.
+    keep: so many of the newest, 0: all, e.g. for `eval.quality`.  keep_best: also the one with the highest mean
+    accuracy.  keep_every_steps: also those of every so many steps, 0: none.
+    asynchronous: training goes on while a copy of the state is written.
+    compare_steps: how often the ranks compare their copies of the backbone besides before each save, 0: never.
+    """
 
     every_epochs: float = 1.0
+    every_steps: int = 0
+    every_minutes: float = 30.0
     keep: int = 2
+    keep_best: bool = False
+    keep_every_steps: int = 0
+    asynchronous: bool = True
+    compare_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """What a new run starts from instead of random weights: one of the two, or neither.
+
+    backbone: a model file of this project, a published state dict (.pt, .pth), or a .safetensors file of weights.
+    checkpoint: a run's folder, its newest good save, or one save: both backbones, and the centres of the classes that
+    the new set shares. Optimiser, memory, norm statistics and margin state start afresh.
+    match: which classes are shared, those of one name or, for sets without names, of one number.
+    """
+
+    backbone: str = ""
+    checkpoint: str = ""
+    match: Literal["name", "number"] = "name"
 
 
 @dataclass(frozen=True)
@@ -109,6 +137,7 @@ class Config:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -128,6 +157,10 @@ FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint
                   "data.decode", "data.threads", "data.bad_share", "head.tile_bytes")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
 fingerprint, not by its place. With rows in bf16 other tiles round other rows up: as good, but not the same bits."""
+
+
+A_RANKS_OWN = ("output", "data.root", "data.reader", "data.decode", "data.threads")
+"""Settings that may differ between the ranks of a run: places on their machines, and how they read."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> Config:
@@ -330,8 +363,13 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def decisive_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide what is trained: they are the same on all ranks."""
+    """The settings that decide what is trained: a run goes on only with the same."""
     return {name: value for name, value in settings_of(config).items() if not _is_free(name)}
+
+
+def agreed_settings(config: Config) -> dict[str, Any]:
+    """The settings that all ranks must share, since they decide what is computed and when ranks exchange anything."""
+    return {name: value for name, value in settings_of(config).items() if name not in A_RANKS_OWN}
 
 
 def _is_free(name: str) -> bool:
@@ -435,8 +473,12 @@ def _value_problems(config: Config) -> list[str]:
         ("schedule.power", c.schedule.power, lambda v: 0 < v <= 10, "above 0, at most 10"),
         ("evaluation.every_epochs", c.evaluation.every_epochs, lambda v: 0 <= v < 1e6, "0 or more"),
         ("evaluation.degrade", c.evaluation.degrade, lambda v: all(1 <= side <= 112 for side in v), "sides 1 to 112"),
-        ("checkpoint.every_epochs", c.checkpoint.every_epochs, lambda v: 0 < v < 1e6, "above 0"),
+        ("checkpoint.every_epochs", c.checkpoint.every_epochs, lambda v: 0 <= v < 1e6, "0 or more"),
+        ("checkpoint.every_steps", c.checkpoint.every_steps, lambda v: v >= 0, "0 or more"),
+        ("checkpoint.every_minutes", c.checkpoint.every_minutes, lambda v: 0 <= v < 1e6, "0 or more"),
         ("checkpoint.keep", c.checkpoint.keep, lambda v: v >= 0, "0 (all) or more"),
+        ("checkpoint.keep_every_steps", c.checkpoint.keep_every_steps, lambda v: v >= 0, "0 or more"),
+        ("checkpoint.compare_steps", c.checkpoint.compare_steps, lambda v: v >= 0, "0 or more"),
         ("log.every_steps", c.log.every_steps, lambda v: v >= 1, "at least 1"),
     ]
     problems = [f"{name}: {value!r}; expected {hint}" for name, value, good, hint in rules if not good(value)]
@@ -451,4 +493,6 @@ def _value_problems(config: Config) -> list[str]:
         problems.append("head.inject: does not go together with sub-centres: which of a class's rows would be meant?")
     if hasattr(c.head.margin, "queue") and c.head.sample_rate < 1:
         problems.append("head.sample_rate: BroadFace's past embeddings meet all classes; expected 1")
+    if c.start.backbone and c.start.checkpoint:
+        problems.append("start: both start.backbone and start.checkpoint; a checkpoint brings its backbone")
     return problems + backbones.mistakes(c.backbone)

@@ -1,6 +1,6 @@
 """One small MAX reduce a step that keeps the ranks together: are all at this step, was it good, who wants to stop.
 
-Every rank posts [step, −step, stop, save, bad, −bad] after each step; the maximum over ranks is read one step later on CUDA:
+Every rank posts [step, −step, stop, save, bad, −bad] after each step and reads the maximum over ranks:
 
     step, −step      their maxima are those of one number where all ranks are at the same step: a rank that skipped a
                      collective, whose exchanges pair with others of its peers, does not go on unnoticed
@@ -8,9 +8,10 @@ Every rank posts [step, −step, stop, save, bad, −bad] after each step; the m
     save             rank 0's clock says that a checkpoint is due
     bad, −bad        the step changed nothing, as its numbers were not finite; the ranks must agree on that too
 
-On a CPU, where a step ends before the next begins, the verdict is read at once. Cost on CUDA: `bad` is decided on the device and never waited for there. The six numbers are reduced on the training
-stream and copied to pinned memory; the host reads those of the step before, whose event it waits for. So it runs at
-most one step ahead of the device, and no kernel waits for the host.
+On a CPU a step ends before the next begins, and the verdict is read at once. On CUDA it is read a step late: `bad` is
+decided on the device and never waited for there. The six numbers are reduced on the training stream and copied to
+pinned memory; the host reads those of the step before, whose event it waits for. So it runs at most one step ahead of
+the device, and no kernel waits for the host.
 Proven by tests/recognition/test_guard.py.
 """
 

@@ -11,28 +11,27 @@ Proven by tests/recognition/test_launch.py.
 """
 
 import argparse
-import json
-import logging
 import os
 import re
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from recognition.agent import run_ranks
 from recognition.compare import compare
 from recognition.config import find_sets, load, read_file
 from recognition.cpus import available_cpus
 from recognition.data.dataset import open_dataset
-from recognition.errors import DistributedError, SettingsError, run_command
+from recognition.errors import SettingsError, run_command
 from recognition.finish import finish
+from recognition.status import read_status, write_status
 
 CPU_RANKS = 2
 
@@ -47,6 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE",
                         help="replace a setting")
     parser.add_argument("--fresh", action="store_true", help="put an earlier run of this name aside and start over")
+    parser.add_argument("--max-restarts", type=int, default=0, metavar="N",
+                        help="after an unexpected failure start again, so often at most, with what is left"
+                        " of the machines")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="run with each of these seeds")
     parser.add_argument("--side-by-side", type=int, default=1, metavar="N",
                         help="of several runs, so many at a time, each with its share of the GPUs or cores")
@@ -55,34 +57,84 @@ def main(arguments: Sequence[str]) -> int:
     several = len(options.configs) > 1 or options.seeds
     if several or (not options.single and hasattr(read_file(options.configs[0]), "variants")):
         return _compare(options)
-    return run_one(options.configs[0], options.overrides, options.fresh)
+    return run_one(options.configs[0], options.overrides, options.fresh, options.max_restarts)
 
 
 def _compare(options: argparse.Namespace) -> int:
     if options.fresh:
         raise SettingsError("--fresh starts one run over; of several, move those aside that are to be run again")
-    if _environment("NNODES", 1) > 1:
+    if read_machines().most > 1:
         raise SettingsError("several runs are compared on one machine; NNODES is for a single run")
     return compare(options.configs, options.seeds, options.overrides, options.side_by_side, options.single)
 
 
-def run_one(path: str, overrides: Sequence[str], fresh: bool) -> int:
+def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int = 0) -> int:
     """Train, export and evaluate one run; its exit status."""
-    nodes, node_rank, local_ranks = (_environment(*v) for v in (("NNODES", 1), ("NODE_RANK", 0), ("NPROC", _ranks())))
-    config = load(path, overrides, nodes * local_ranks)
+    machines, local_ranks = read_machines(), _environment("NPROC", _ranks())
+    config = load(path, overrides, machines.most * local_ranks)
     prepare = getattr(read_file(path), "prepare", None)
     if prepare is not None:
         prepare(config)
     find_sets(config)
-    if fresh and node_rank == 0:
+    if fresh and machines.rank == 0:
         open_dataset(config.data.root)  # what would stop the new run must not cost the old one its place
         put_aside(config.folder)
     print(f"starting {local_ranks} rank{'s' * (local_ranks > 1)} on this machine", flush=True)
     command = ["-m", "recognition.train", path, *(["--set", *overrides] if overrides else [])]
-    status = launch(command, nodes, node_rank, local_ranks)
-    if status == 0 and node_rank == 0:
-        finish(config)
+    status, reason = launch(command, machines, local_ranks, max_restarts)
+    told = read_status(config.folder)
+    if status == 0:
+        if machines.rank == 0:
+            finish(config)
+            write_status(config.folder, "finished")
+        return 0
+    if status > 128:
+        where = f" after step {told['step']}" if told.get("state") == "stopped" else ""
+        print(f"{reason}{where}; the same command goes on from the last checkpoint", file=sys.stderr)
+    else:
+        print(reason, file=sys.stderr)
+        if config.folder.is_dir() and machines.rank == 0:
+            write_status(config.folder, "failed", exit_status=status, reason=reason.splitlines()[-1])
     return status
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines of a run, as torchrun's environment describes them. least, most: how many; rank: this one's."""
+
+    least: int
+    most: int
+    rank: int
+    address: str
+    port: str
+
+    def rendezvous(self, max_restarts: int) -> RendezvousParameters:
+        """Where and how their agents meet.
+
+        A fixed number without restarts meets at a plain store, with the ranks in the order of NODE_RANK. Machines that
+        may come and go, and restarts, take torchrun's c10d rendezvous, which numbers them itself.
+        """
+        fixed = self.least == self.most
+        meet = partial(RendezvousParameters, run_id=self.port or "none", min_nodes=self.least, max_nodes=self.most)
+        if self.most == 1 and not self.address:
+            return meet(backend="c10d", endpoint="localhost:0", local_addr="localhost")
+        endpoint = f"{self.address or '127.0.0.1'}:{self.port or '29500'}"
+        if fixed and not max_restarts:
+            return meet(backend="static", endpoint=endpoint, rank=self.rank, timeout=900, local_addr=None)
+        return meet(backend="c10d", endpoint=endpoint, local_addr=None, is_host=self.rank == 0)
+
+
+def read_machines() -> Machines:
+    """NNODES (N, or MIN:MAX), NODE_RANK, MASTER_ADDR and MASTER_PORT. SettingsError for what cannot be."""
+    text = os.environ.get("NNODES") or "1"
+    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", text):
+        raise SettingsError(f"NNODES={text}: expected a whole number, or MIN:MAX")
+    least, _, most = text.partition(":")
+    machines = Machines(int(least), int(most or least), _environment("NODE_RANK", 0),
+                        os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", ""))
+    if machines.least > machines.most or machines.rank >= machines.most:
+        raise SettingsError(f"NNODES={text}, NODE_RANK={machines.rank}: expected MIN ≤ MAX and a rank below")
+    return machines
 
 
 def _ranks() -> int:
@@ -106,62 +158,19 @@ def put_aside(folder: Path) -> None:
         print(f"{folder} put aside as {aside}")
 
 
-def launch(command: Sequence[str], nodes: int, node_rank: int, local_ranks: int) -> int:
-    """Run `python COMMAND` on all ranks of this node; 0, or the exit status of what went wrong."""
+def launch(command: Sequence[str], machines: Machines, local_ranks: int, max_restarts: int) -> tuple[int, str]:
+    """Run `python COMMAND` on all ranks of this machine; exit status, and the reason where it is not 0."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // local_ranks)))
     # Batches of images are large: malloc would give each back to the system and fetch it anew, page by page.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 31))
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # it would add its own tables to what is said here
-    with tempfile.TemporaryDirectory(prefix="run-failures-") as failures:
-        os.environ["RUN_FAILURES"] = failures
+    with tempfile.TemporaryDirectory(prefix="run-notes-") as folder:
         try:
-            elastic_launch(_launch_config(nodes, node_rank, local_ranks), sys.executable)(*command)
-        except ChildFailedError as error:
-            return _cause(Path(failures), error)
-        except SignalException as error:
-            number = signal.Signals(error.sigval)
-            print(f"stopped by {number.name}; the same command goes on from the last checkpoint", file=sys.stderr)
-            return 128 + number.value
+            return run_ranks(command, machines.rendezvous(max_restarts), local_ranks, max_restarts, Path(folder))
         finally:
-            # The launcher leaves its own handlers behind.
+            # The agent leaves its own handlers behind.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return 0
-
-
-def _launch_config(nodes: int, node_rank: int, local_ranks: int) -> LaunchConfig:
-    config = partial(
-        LaunchConfig, min_nodes=nodes, max_nodes=nodes, nproc_per_node=local_ranks, max_restarts=0,
-        start_method="spawn", monitor_interval=0.2, run_id=os.environ.get("MASTER_PORT", "none"),
-    )
-    if nodes == 1 and "MASTER_ADDR" not in os.environ:
-        return config(rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost")
-    address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
-    return config(rdzv_backend="static", rdzv_endpoint=address, rdzv_configs={"rank": node_rank, "timeout": 900})
-
-
-def _cause(failures: Path, error: ChildFailedError) -> int:
-    """Print why the ranks failed, the cause alone and once, and return its status.
-
-    A known cause (2 to 5) goes first, then the earliest fault; a rank that ended without a word goes before the ranks
-    that merely lost it.
-    """
-    paths = failures.glob("rank-*.json")
-    notes = {int(path.stem.removeprefix("rank-")): json.loads(path.read_text()) for path in paths}
-    silent = {rank: failure.exitcode for rank, failure in error.failures.items() if rank not in notes}
-    ended = {rank: code for rank, code in silent.items() if code not in (0, 130, -signal.SIGTERM)}
-    if not notes and not ended:
-        return 130 if 130 in silent.values() else 128 + signal.SIGTERM
-    if notes:
-        cause = min(notes.values(), key=lambda note: (note["status"] == DistributedError.status, note["time"]))
-        if cause["status"] != DistributedError.status or not (ended and cause["lost_peer"]):
-            print(f"{cause['traceback']}error: {cause['message']}", file=sys.stderr)
-            return int(cause["status"])
-    rank, code = min(ended.items())
-    killed = " (killed; out of memory?)" if code == -signal.SIGKILL else ""
-    raise DistributedError(f"rank {rank} ended with status {code} and left no reason{killed}")
 
 
 if __name__ == "__main__":

@@ -60,9 +60,10 @@ class RunLog:
         logger.setLevel(logging.INFO)
 
     def begin(self, start_step: int, total_steps: int, tensorboard: bool) -> None:
-        """Open the metrics where the run goes on, after `start_step` steps, and the progress bar."""
+        """Open the metrics where the run goes on, after `start_step` steps, and the progress bar; or again."""
         if not self.is_first:
             return
+        self._close_parts()
         self._metrics = _continue_lines(self.folder / "metrics.jsonl", start_step).open("a")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only where it is used
@@ -126,12 +127,15 @@ class RunLog:
 
     def close(self) -> None:
         """Finish the bar and the files."""
-        for part in (self._bar, self._metrics, self._board):
-            if part is not None:
-                part.close()
+        self._close_parts()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
+
+    def _close_parts(self) -> None:
+        for part in (self._bar, self._metrics, self._board):
+            if part is not None:
+                part.close()
 
 
 def _continue_lines(path: Path, last_step: int) -> Path:

@@ -27,11 +27,16 @@ class MomentumBackbone:
         pairs += [(mine, theirs) for mine, theirs in buffers if mine.is_floating_point()]
         self._mine = [mine for mine, _ in pairs]
         self._online = [theirs for _, theirs in pairs]
+        # In mode "train" the module's own forward moves its statistics: they return after a step that was not taken.
+        self._own = [*self.module.buffers()] if batch_norm == "train" else []
+        self._before: list[Tensor] = []
         self._counters = [(mine, theirs) for mine, theirs in buffers if not mine.is_floating_point()]
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Embeddings [b, d] without gradient."""
+        if not self._before:  # of a batch in parts, before the first
+            self._before = [buffer.clone() for buffer in self._own]
         return self.module(image)
 
     @torch.no_grad()
@@ -42,3 +47,6 @@ class MomentumBackbone:
         torch._foreach_lerp_(self._mine, self._online, step)  # type: ignore[call-overload]
         for mine, theirs in self._counters:
             torch.where(good, theirs, mine, out=mine)
+        for mine, before in zip(self._own, self._before, strict=False):  # none was kept without a forward
+            torch.where(good, mine, before, out=mine)
+        self._before = []

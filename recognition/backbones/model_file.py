@@ -49,7 +49,14 @@ EMBEDDING_BIASES = ("features.bias", "features.layers.3.bias")
 
 
 def save_model(path: str | Path, module: nn.Module, settings: BackboneSettings, info: Mapping[str, Any]) -> None:
-    """Write the backbone to `path` in one piece; what was there before stays until the new file is safe on the disk.
+    """Write the backbone to `path`, as `save_weights` does."""
+    save_weights(path, module.state_dict(), settings, info)
+
+
+def save_weights(
+    path: str | Path, state: Mapping[str, torch.Tensor], settings: BackboneSettings, info: Mapping[str, Any]
+) -> None:
+    """Write a backbone's state dict in one piece; what was there before stays until the new file is safe on the disk.
 
     `info` holds plain values (str, int, float, bool, None, lists and dicts of them), else ValueError. CheckpointError
     when the disk does not take the file.
@@ -57,7 +64,7 @@ def save_model(path: str | Path, module: nn.Module, settings: BackboneSettings, 
     plain_info = _plain(dict(info), "info", [0])
     weights = {
         _bare_key(key): tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for key, tensor in module.state_dict().items()
+        for key, tensor in state.items()
     }
     content = {
         "format": FORMAT,

@@ -21,6 +21,7 @@ from eval.quality import choose, evaluate, load_images
 from eval.quality_figures import cosines_to_centers, cosines_to_means, edges_over, quality_weight, summary, unit
 from eval.verification import reduce_to
 from recognition import checkpoint, memory
+from recognition.assembly import Run, assemble
 from recognition.backbones import BackboneSettings, build
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, LogSettings
 from recognition.data.plan import Augmentation
@@ -32,7 +33,8 @@ from recognition.heads.sharded import HeadSettings
 from recognition.memory import VPL, Injection, QAFace
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
-from recognition.train import assemble, save, train
+from recognition.state import make_saver, save
+from recognition.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = BackboneSettings("tiny", embedding_size=32)
@@ -395,6 +397,11 @@ def test_embeddings_that_are_not_finite_name_the_images(tmp_path, images):
         evaluate(model, images, (8,), threads=1)
 
 
+def _save(run: Run) -> None:
+    with make_saver(run) as saver:
+        save(run, saver)
+
+
 @pytest.mark.parametrize("part", ["backbone", "momentum", "centres", "statistics"])
 def test_a_save_that_is_not_finite_is_refused(tmp_path, small_set, images, part):
     config = _config(tmp_path, small_set, QAFace(), 1.0)
@@ -404,7 +411,7 @@ def test_a_save_that_is_not_finite_is_refused(tmp_path, small_set, images, part)
               "centres": run.head.weight, "statistics": run.head.memory.statistics}[part]
     with torch.no_grad():
         tensor[(0,) * tensor.ndim] = torch.nan
-    save(run)
+    _save(run)
     with pytest.raises(CheckpointError, match=r"step-000000000.*(not finite|memory\.statistics: μ nan)"):
         evaluate(config.folder, images, (), threads=1, device="cpu")
 
@@ -412,7 +419,7 @@ def test_a_save_that_is_not_finite_is_refused(tmp_path, small_set, images, part)
 def test_statistics_of_no_batch_are_none(tmp_path, small_set, images):
     config = _config(tmp_path, small_set, QAFace(), 1.0)
     config.folder.mkdir()
-    save(assemble(config, Ranks()))  # before the first step, without metrics.jsonl
+    _save(assemble(config, Ranks()))  # before the first step, without metrics.jsonl
     (snapshot,) = evaluate(config.folder, images, (), threads=1, device="cpu")["snapshots"]
     assert (snapshot["statistics_from"], snapshot["step"], snapshot["epoch"]) == ("images", 0, None)
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from recognition import distributed
+from recognition.assembly import Run
 from recognition.batch_statistics import BatchStatistics
 from recognition.config import Config, DataSettings
 from recognition.data.batch import Batch
 from recognition.distributed import Ranks, gather_uneven_rows
+from recognition.guard import Guard
 from recognition.heads.margins import ArcFace
 from recognition.heads.passes import class_bytes
 from recognition.heads.row_optimizers import RowSGD
@@ -25,7 +27,7 @@ from recognition.heads.sharded import HeadSettings, ShardedHead
 from recognition.memory import VPL, Injection, QAFace
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer, OptimizerSettings
-from recognition.train import Run, train_step
+from recognition.train import train_step
 
 CLASSES, SIZE, BATCH, STEPS = 11, 6, 8, 5
 S, M, LR, DECAY, MOMENTUM = 8.0, 0.3, 0.05, 5e-4, 0.9
@@ -87,7 +89,7 @@ def _steps(ranks: Ranks, injection: Injection, rate: float, parts: int = 1) -> l
         replica=distributed.replicate(backbone, ranks, torch.zeros(1, 3, 112, 112)), head=head,
         statistics=BatchStatistics(backbone, ranks),
         optimizer=BackboneOptimizer(OptimizerSettings(lr=LR, clip_norm=None), backbone.named_parameters()),
-        bad_steps=torch.zeros(2, dtype=torch.int32),
+        guard=Guard(ranks),
         momentum=MomentumBackbone(backbone, injection.momentum) if injection.needs_momentum else None,
     )
     share = BATCH // ranks.world_size
@@ -95,7 +97,7 @@ def _steps(ranks: Ranks, injection: Injection, rate: float, parts: int = 1) -> l
     results = []
     for step in range(STEPS):
         batch = Batch(torch.from_numpy(_images(step)[own]), torch.from_numpy(LABELS[step][own]), np.arange(share))
-        loss, _ = train_step(run, batch, LR)
+        loss = train_step(run, batch, LR).loss
         found = {"loss": loss, "backbone": backbone.map.weight.detach()}
         found |= {name: gather_uneven_rows(rows, ranks) for name, rows in head.state().items()}
         if run.momentum is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recognition import distributed
+from recognition.assembly import Run, assemble
 from recognition.backbones import BackboneSettings, build
 from recognition.batch_statistics import BatchStatistics
 from recognition.config import Config, DataSettings
@@ -21,7 +22,8 @@ from recognition.memory import QAFace
 from recognition.micro_batches import MicroBatches
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
-from recognition.train import Run, assemble, replicated_state, train_step
+from recognition.state import replicated_state
+from recognition.train import train_step
 
 GROUP = BackboneSettings("tiny", 32, norm="group")
 
@@ -46,7 +48,7 @@ def _steps(ranks: Ranks, config: Config, count: int) -> tuple[list[tuple[float, 
     """Loss and gradient norm of each step, and the state after the last."""
     run = assemble(config, ranks)
     figures = [train_step(run, batch, float(run.rates[run.step])) for batch in run.loader.batches(0, count)]
-    return [(loss.item(), norm.item()) for loss, norm in figures], _state(run)
+    return [(step.loss.item(), step.gradient_norm.item()) for step in figures], _state(run)
 
 
 @pytest.mark.parametrize(("world", "parts"), [(1, 4), (2, 2), (2, 8)])
@@ -170,7 +172,7 @@ def test_dropout_draws_the_same_in_both_passes(on_ranks, small_set, batch_norm):
     assert not torch.equal(returned[0], returned[1])
 
 
-def _bad_step(ranks: Ranks, config: Config) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[int]]:
+def _bad_step(ranks: Ranks, config: Config) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], bool]:
     """The state before and after a step in which the second part on the last rank is not finite, in both passes."""
     run = assemble(config, ranks)
     first, second = run.loader.batches(0, 2)
@@ -182,15 +184,15 @@ def _bad_step(ranks: Ranks, config: Config) -> tuple[dict[str, np.ndarray], dict
 
     run.backbone.get_submodule("fc").register_forward_hook(spoil)
     before = _state(run)
-    train_step(run, second, lr=0.01)
+    figures = train_step(run, second, lr=0.01)
     assert next(calls, None) is None
-    return before, _state(run), run.bad_steps.tolist()
+    return before, _state(run), bool(figures.bad)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_step_that_is_not_finite_changes_nothing(on_ranks, small_set, world):
-    for before, after, bad_steps in on_ranks(world, _bad_step, _config(small_set, 2, BackboneSettings("tiny", 32))):
-        assert bad_steps == [1, 1]
+    for before, after, bad in on_ranks(world, _bad_step, _config(small_set, 2, BackboneSettings("tiny", 32))):
+        assert bad
         for name, value in before.items():
             np.testing.assert_array_equal(after[name], value, err_msg=name)
 

@@ -11,6 +11,7 @@ import torch
 from eval.during_training import Verifier
 from eval.verification import evaluate, load_bin
 from recognition import checkpoint
+from recognition.assembly import Run, assemble
 from recognition.backbones import BackboneSettings
 from recognition.backbones.model_file import load_model
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, LogSettings, settings_of
@@ -24,7 +25,8 @@ from recognition.heads.sharded import HeadSettings
 from recognition.memory import VPL, QAFace
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
-from recognition.train import Run, assemble, replicated_state, resume, save, train, train_step
+from recognition.state import make_saver, replicated_state, resume, save
+from recognition.train import train, train_step
 
 
 def _config(output: Path, root: Path, **changed: object) -> Config:
@@ -78,10 +80,11 @@ def _all_state(ranks: Ranks, config: Config, stop_at: int | None) -> dict[str, n
     run = assemble(config, ranks)
     resume(run)
     last = stop_at or len(run.rates)
-    for batch in run.loader.batches(run.step, last):
-        train_step(run, batch, float(run.rates[run.step]))
-        if run.step % 5 == 0:
-            save(run)
+    with make_saver(run) as saver:
+        for batch in run.loader.batches(run.step, last):
+            train_step(run, batch, float(run.rates[run.step]))
+            if run.step % 5 == 0:
+                save(run, saver)
     return _values(run, ranks)
 
 
@@ -142,7 +145,8 @@ def _load_and_save(ranks: Ranks, source: Config, target: Config) -> dict[str, np
     run = assemble(source, ranks)
     resume(run)
     run.config = target
-    save(run)
+    with make_saver(run) as saver:
+        save(run, saver)
     return _values(run, ranks)
 
 
@@ -246,8 +250,9 @@ def test_a_loss_that_stays_not_finite_ends_the_run(tmp_path, small_set):
     with torch.no_grad():
         next(run.backbone.parameters()).fill_(torch.nan)
     before = run.head.weight.clone()
-    save(run)
-    with pytest.raises(NumericsError, match="3 steps in a row"):
+    with make_saver(run) as saver:
+        save(run, saver)
+    with pytest.raises(NumericsError, match="by step 3 after going back to a checkpoint, 3 steps of the last 1000"):
         train(config, Ranks())
     saved = checkpoint.latest(config.folder / "checkpoints", Ranks())
     assert saved is not None
