@@ -35,7 +35,7 @@ from recognition.schedule import ScheduleSettings
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What is trained on. root: folder of a RecordIO set, or several, each with labels of its own: A,B,…
+    """What is trained on. root: folder of a RecordIO set, or several (A,B), each with labels of its own.
 
     weights: of several sets, how often an epoch uses each sample of each; without any, once.
     reader: "stream" reads the files in order, for disks that cannot seek; the others follow one plan.
