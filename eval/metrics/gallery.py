@@ -112,8 +112,8 @@ def mean_average_precision(search: Search, trapezoid: bool = False) -> float | N
     """Mean over the mated probes of the average precision; None without mated probes.
 
     By steps, as scikit-learn's `average_precision_score`: the mean over the mates of the share of mates among all
-    entries at or above their score. By trapezoids, as TinyFace's own protocol (Cheng et al. 2018): of each mate the mean of
-    the precision at its place and of that one place before, which counts as 1 before the first place.
+    entries at or above their score. By trapezoids, as TinyFace's own protocol (Cheng et al. 2018): of each mate the
+    mean of the precision at its place and of that one place before, which counts as 1 before the first place.
     """
     precision = search.trapezoid_precision if trapezoid else search.precision
     return float(np.mean(precision[search.mated])) if search.mated.any() else None
