@@ -7,8 +7,9 @@ writes JSON. Proven by tests/eval/test_ijb.py, against the protocol written out 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ import numpy as np
 from prettytable import PrettyTable
 
 from eval import metrics
-from eval.embed import Embed
+from eval.embed import Embed, load_embedder
 from eval.ijb_cache import EmbeddingCache, default_cache, model_identity
 from eval.ijb_faces import crop_face, embed_faces, unit
 from eval.ijb_lists import PROTOCOLS, TARGETS, IjbSet, find_target, load_ijb, protocols_of
+from eval.ijb_processes import fill_cache
 from eval.ijb_search import identify_templates
 from eval.model_options import add_model_options, given_in, open_model
 from eval.verification import write_json
 from recognition.cpus import available_cpus
-from recognition.errors import run_command
+from recognition.errors import SettingsError, run_command
 
 __all__ = ["IjbSet", "crop_face", "embed_faces", "evaluate_ijb", "load_ijb", "pair_scores", "template_features"]
 
@@ -136,6 +138,7 @@ def evaluate_ijb(
     cache: tuple[str | Path, dict[str, Any]] | None = None,
     threads: int | None = None,
     curve: bool = False,
+    prepare: Callable[[IjbSet, EmbeddingCache], None] | None = None,
 ) -> dict[str, Any]:
     """Run the protocols on a folder.
 
@@ -151,6 +154,7 @@ def evaluate_ijb(
         cache: a folder for embeddings, and what they are of (`model_identity`); a killed run goes on from there.
         threads: that read and align pictures; None = one a processor.
         curve: also the ROC and the hardest pairs.
+        prepare: called with the set and the cache before anything is embedded here, as `fill_cache` may be.
 
     Returns:
         See `score_templates`.
@@ -160,6 +164,8 @@ def evaluate_ijb(
     """
     ijb = load_ijb(folder, target, protocols)
     kept = EmbeddingCache(*cache, ijb) if cache else None
+    if prepare is not None and kept is not None:
+        prepare(ijb, kept)
     options = {"use_detector_score": use_detector_score, "use_norm": use_norm, "flip": flip}
     features = embed_faces(embed, ijb, **options, progress=progress, cache=kept, threads=threads)
     if kept is not None and kept.damaged:
@@ -203,6 +209,8 @@ def main(arguments: Sequence[str]) -> int | None:
     if not options.no_cache:
         place = options.cache or default_cache(options.model)
         cache = place, model_identity(options.model, embedder.pixels, given_in(options))
+    elif options.processes > 1:
+        raise SettingsError("--processes needs a cache: the processes share it")
     result = evaluate_ijb(
         embedder.embed,
         options.folder,
@@ -215,12 +223,28 @@ def main(arguments: Sequence[str]) -> int | None:
         cache=cache,
         threads=options.threads,
         curve=options.curves,
+        prepare=_in_processes(options) if options.processes > 1 else None,
     )
     print(f"{options.folder}: {target}")
     print(tables(result))
     if options.json:
         write_json(options.json, result)
     return None
+
+
+def _in_processes(options: argparse.Namespace) -> Callable[[IjbSet, EmbeddingCache], None]:
+    """What embeds in --processes processes: their share of the processors and one GPU each, as far as there are any."""
+    import torch  # not above: whoever evaluates an ONNX file in one process does not wait for it
+
+    threads = max(1, (options.threads or available_cpus()) // options.processes)
+    gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
+    devices = [f"cuda:{number % gpus}" if gpus else options.device for number in range(options.processes)]
+    models = [partial(load_embedder, options.model, threads, device, given_in(options)) for device in devices]
+
+    def fill(ijb: IjbSet, cache: EmbeddingCache) -> None:
+        fill_cache(models, ijb, cache, flip=options.flip, threads=threads, progress=True)
+
+    return fill
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     meaning = "keep embeddings there, a killed run goes on from there (default: in the run's folder, or in ~/.cache)"
     where.add_argument("--cache", metavar="FOLDER", help=meaning)
     where.add_argument("--no-cache", action="store_true", help="keep none")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that embed, a GPU each (default: 1)")
     for option, meaning in {
         "detector-score": "weigh faces by the detector's score",
         "norm": "weigh faces by their embedding's length",

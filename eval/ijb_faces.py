@@ -5,10 +5,12 @@ there is one (eval/ijb_cache.py) and comes from there the next time. An image th
 stops, the rest is only decoded, and all such images are named together. Proven by tests/eval/test_ijb_faces.py.
 """
 
+import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +26,32 @@ from recognition.errors import DataError
 FACES_AT_ONCE = 128  # crops that the network gets together
 BLOCKS_AHEAD = 3  # of so many crops, read before the network asks for them: 5 MB each
 
+Todo = Sequence[tuple[range, Sequence[str]]]  # chunks of faces, and which of "straight" and "mirrored" of each
+Crops = tuple[range, np.ndarray, list[str]]  # see `crops_ahead`
 Parts = dict[str, np.ndarray]  # "straight" and maybe "mirrored" → float32 [n, d]
+
+
+class Event(Protocol):
+    """A threading.Event or one of multiprocessing's."""
+
+    def set(self) -> None:
+        """Tell all."""
+
+    def is_set(self) -> bool:
+        """Whether anybody told."""
+        ...
+
+
+class UnreadableImagesError(DataError):
+    """Images that cannot be used: how many, and the first five lines of `problems`, one an image."""
+
+    def __init__(self, problems: list[str]) -> None:
+        several = f"{len(problems)} images cannot be used: " if len(problems) > 1 else ""
+        super().__init__(several + "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnreadableImagesError, (self.problems,)  # between processes
 
 
 def crop_face(ijb: IjbSet, number: int) -> np.ndarray:
@@ -38,7 +65,7 @@ def crop_face(ijb: IjbSet, number: int) -> np.ndarray:
         raise DataError(f"{path}: {error}") from None
 
 
-def crops_ahead(ijb: IjbSet, blocks: Iterable[range], threads: int) -> Generator[tuple[range, np.ndarray, list[str]], None, None]:
+def crops_ahead(ijb: IjbSet, blocks: Iterable[range], threads: int) -> Generator[Crops, None, None]:
     """Crops of blocks of faces, read by `threads` threads ahead of whoever asks.
 
     Yields:
@@ -57,7 +84,7 @@ def crops_ahead(ijb: IjbSet, blocks: Iterable[range], threads: int) -> Generator
             pool.shutdown(cancel_futures=True)  # after an error nobody wants the rest
 
 
-def _gather(block: range, futures: Sequence[Future[np.ndarray]]) -> tuple[range, np.ndarray, list[str]]:
+def _gather(block: range, futures: Sequence[Future[np.ndarray]]) -> Crops:
     crops, problems = np.zeros((len(block), SIZE, SIZE, 3), np.uint8), []
     for place, future in enumerate(futures):
         try:
@@ -68,33 +95,46 @@ def _gather(block: range, futures: Sequence[Future[np.ndarray]]) -> tuple[range,
 
 
 def embed_chunks(
-    embed: Embed, ijb: IjbSet, todo: Sequence[tuple[range, Sequence[str]]], threads: int, bar: tqdm
+    embed: Embed,
+    ijb: IjbSet,
+    todo: Todo,
+    threads: int,
+    done_of: Callable[[int], object] = lambda faces: None,
+    spoilt: Event | None = None,
 ) -> Generator[tuple[range, Parts], None, None]:
     """Embed chunks of faces, each the parts (of "straight" and "mirrored") that are asked of it.
 
+    Args:
+        embed: images → raw embeddings.
+        ijb: the set.
+        todo: chunks and their parts.
+        threads: that read and align.
+        done_of: told how many faces were done since it was told last.
+        spoilt: set as soon as an image cannot be read, here or in another process; nothing is embedded from then on.
+
     Raises:
-        DataError: images that cannot be read: how many of all in `todo`, and the first five.
-        NumericsError: an embedding is not finite; the images are named.
+        UnreadableImagesError: all of those in `todo`. NumericsError: an embedding is not finite; the images are named.
     """
     blocks = (rows[at : at + FACES_AT_ONCE] for rows, _ in todo for at in range(0, len(rows), FACES_AT_ONCE))
     problems: list[str] = []
+    spoilt = spoilt or threading.Event()
     with closing(crops_ahead(ijb, blocks, threads)) as ready:
         for rows, parts in todo:
             done: dict[str, list[np.ndarray]] = {part: [] for part in parts}
+            whole = True
             for _ in range(0, len(rows), FACES_AT_ONCE):
                 block, crops, unreadable = next(ready)
-                problems += unreadable
-                if not problems:
+                if unreadable:
+                    problems += unreadable
+                    spoilt.set()
+                whole = whole and not spoilt.is_set()
+                if whole:
                     _embed_block(embed, crops, [ijb.images[number] for number in block], done)
-                bar.update(len(block))
-            if problems:
-                bar.set_description("looking for more unreadable images", refresh=False)
-            else:
+                done_of(len(block))
+            if whole:
                 yield rows, {part: np.concatenate(blocks_done) for part, blocks_done in done.items()}
     if problems:
-        several = f"{len(problems)} images cannot be used: " if len(problems) > 1 else ""
-        more = "; …" if len(problems) > 5 else ""
-        raise DataError(several + "; ".join(problems[:5]) + more)
+        raise UnreadableImagesError(problems)
 
 
 def _embed_block(embed: Embed, crops: np.ndarray, names: list[str], done: dict[str, list[np.ndarray]]) -> None:
@@ -104,7 +144,7 @@ def _embed_block(embed: Embed, crops: np.ndarray, names: list[str], done: dict[s
         blocks.append(embedding)
 
 
-def missing_chunks(cache: EmbeddingCache, flip: bool) -> list[tuple[range, Sequence[str]]]:
+def missing_chunks(cache: EmbeddingCache, flip: bool) -> Todo:
     """What a cache has no file of: chunks and their parts."""
     parts = PARTS if flip else PARTS[:1]
     lacking = [(rows, [part for part in parts if not cache.has(part, rows)]) for rows in cache.chunks()]
@@ -143,7 +183,7 @@ def embed_faces(
     total, left = len(ijb.images), sum(len(rows) for rows, _ in todo)
     with (
         progress_bar(ijb, progress, total - left) as bar,
-        closing(embed_chunks(embed, ijb, todo, threads or available_cpus(), bar)) as chunks,
+        closing(embed_chunks(embed, ijb, todo, threads or available_cpus(), bar.update)) as chunks,
     ):
         for rows, parts in chunks:
             dim = next(iter(parts.values())).shape[1]
@@ -170,14 +210,12 @@ def progress_bar(ijb: IjbSet, show: bool, done: int) -> tqdm:
     return tqdm(total=len(ijb.images), initial=done, desc=ijb.name, unit="face", disable=hide, leave=False)
 
 
-def _everything(ijb: IjbSet, wanted: Sequence[str]) -> list[tuple[range, Sequence[str]]]:
+def _everything(ijb: IjbSet, wanted: Sequence[str]) -> Todo:
     total = len(ijb.images)
     return [(range(start, min(start + CHUNK, total)), wanted) for start in range(0, total, CHUNK)]
 
 
-def _from_cache(
-    cache: EmbeddingCache, ijb: IjbSet, wanted: Sequence[str]
-) -> tuple[np.ndarray | None, list[tuple[range, Sequence[str]]]]:
+def _from_cache(cache: EmbeddingCache, ijb: IjbSet, wanted: Sequence[str]) -> tuple[np.ndarray | None, Todo]:
     """Sums of the parts that a cache has, float32 [F, d] (None: it has nothing), and what it lacks."""
     features: np.ndarray | None = None
     todo: list[tuple[range, Sequence[str]]] = []
