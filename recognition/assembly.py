@@ -22,6 +22,7 @@ from recognition.distributed import Ranks
 from recognition.errors import SettingsError
 from recognition.guard import Guard
 from recognition.heads.sharded import ShardedHead
+from recognition.log import logger
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.schedule import learning_rates
@@ -77,13 +78,18 @@ class Run:
 
 def assemble(config: Config, ranks: Ranks) -> Run:
     """Build every part from the settings. Raises SettingsError and DataError before anything is trained."""
-    dataset = open_dataset(config.data.root)
+    notes: list[str] = []
+    dataset = open_dataset(config.data.root, config.data.weights, sidecar="write", notes=notes)
+    if ranks.is_first:
+        for note in notes:
+            logger.warning(note)
     agreed = {"data": dataset.fingerprint(), **agreed_settings(config)}
     distributed.require_same("the settings or the data", agreed, ranks)
     if mistakes := batch_mistakes(config, ranks.world_size):
         raise SettingsError("; ".join(mistakes))
     plan = Plan(
-        dataset.num_images, config.batch_size, ranks.rank, ranks.world_size, config.seed, config.data.augmentation
+        dataset.num_images, config.batch_size, ranks.rank, ranks.world_size, config.seed, config.data.augmentation,
+        dataset.parts,
     )
     rates = learning_rates(config.schedule, config.optimizer.lr, config.epochs, plan.steps_per_epoch)
     if not len(rates):
@@ -99,7 +105,9 @@ def assemble(config: Config, ranks: Ranks) -> Run:
         ranks,
         dataset,
         plan,
-        make_loader(config.data.reader, dataset, plan, ranks.device, threads),
+        make_loader(
+            config.data.reader, dataset, plan, ranks.device, threads, config.data.bad_share, config.data.decode
+        ),
         rates,
         product_dtype,
         backbone,
