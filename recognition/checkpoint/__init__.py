@@ -33,11 +33,11 @@ Proven by tests/recognition/checkpoint/.
 
 from recognition.checkpoint.keep import Keep, prune
 from recognition.checkpoint.layout import REPLICATED
-from recognition.checkpoint.saved import Saved, latest, problems, read, saves
+from recognition.checkpoint.saved import Saved, latest, open_save, problems, read, saves, saves_in
 from recognition.checkpoint.saver import Saver, save
 from recognition.checkpoint.writing import POINTS, Published
 
 __all__ = [
-    "POINTS", "REPLICATED", "Keep", "Published", "Saved", "Saver", "latest", "problems", "prune", "read", "save",
-    "saves",
+    "POINTS", "REPLICATED", "Keep", "Published", "Saved", "Saver", "latest", "open_save", "problems", "prune", "read",
+    "save", "saves", "saves_in",
 ]

@@ -44,7 +44,8 @@ class Saved:
     @property
     def step(self) -> int:
         """Optimiser steps taken before the save."""
-        return self.state["step"]
+        step: int = self.state["step"]
+        return step
 
     @property
     def num_classes(self) -> int:
@@ -99,10 +100,31 @@ def latest(folder: Path, ranks: Ranks) -> Saved | None:
 
     A collective: all ranks call it. Raises CheckpointError on all when there are saves and none verifies.
     """
-    names = from_first([path.name for path in reversed(saves(folder))] if ranks.is_first else None, ranks)
+    return _newest_good(saves(folder), ranks)
+
+
+def open_save(path: Path, ranks: Ranks) -> Saved:
+    """The newest save that verifies of a run's folder or of its folder of saves, or one save itself.
+
+    A collective: all ranks call it. Raises CheckpointError on all when there is none.
+    """
+    found = _newest_good(saves_in(path), ranks)
+    if found is None:
+        raise CheckpointError(f"{path}: no checkpoint here; expected a run's folder, its checkpoints, or one of them")
+    return found
+
+
+def saves_in(path: Path) -> list[Path]:
+    """The saves that a path means, the oldest first: a run's, those of a folder of saves, or the save itself."""
+    if STEP.fullmatch(path.name) or (path / MANIFEST).is_file():
+        return [path]
+    return saves(path / "checkpoints") or saves(path)
+
+
+def _newest_good(candidates: list[Path], ranks: Ranks) -> Saved | None:
+    """The last that verifies, of rank 0's candidates, the oldest first; None when there are none."""
     passed_over = []
-    for name in names:
-        path = folder / name
+    for path in from_first(list(reversed(candidates)) if ranks.is_first else None, ranks):
         # Each rank reads a share of the files; what any of them finds, or does not find, counts for all.
         found = all_values(_problems(path, ranks.rank, ranks.world_size), ranks)
         if not any(found):
