@@ -103,8 +103,9 @@ def test_row_1_wrong_order_of_cflags(folder, refused):
         for cflag in set(range(8)) - {word >> 29}:
             (folder / "train.rec").write_bytes(data)
             rewrite(folder, frame + 4, struct.pack("<I", cflag << 29 | word & (1 << 29) - 1))
-            if (word >> 29, cflag) == (1, 0):  # a whole record by itself, and the parts behind it belong to nothing
-                refused(f": record ? @ offset {parts[0].end}: train.idx lacks this record")
+            if (word >> 29, cflag) in ((1, 0), (2, 3)):  # now the record ends here, and what follows belongs to nothing
+                end = parts[0].end if cflag == 0 else parts[1].end
+                refused(f": record ? @ offset {end}: train.idx lacks this record")
             else:
                 refused(f": record {key} @ offset {offset}: ")
 
