@@ -105,15 +105,13 @@ def _hardest(ijb: IjbSet, scores: np.ndarray, among: np.ndarray, *, highest: boo
     return [[int(first[at]), int(second[at]), float(scores[rows[at]])] for at in order]
 
 
-def score_templates(ijb: IjbSet, features: np.ndarray, curve: bool = False) -> dict[str, Any]:
-    """Figures of the protocols that the set was read for, from the features of all faces [F, d].
+def score_templates(ijb: IjbSet, templates: np.ndarray, curve: bool = False) -> dict[str, Any]:
+    """Figures of the protocols that the set was read for, from the features of all templates, unit length, [T, d].
 
     Returns:
         {"1:1": {"nearest": {far: tar}, "strict": {…}, "pairs": P}, "1:N": see `identify_templates`} of those that were
         read, and with `curve` also {"curve": see `curve_of`} of 1:1.
     """
-    templates = template_features(features, ijb.template, ijb.media, len(ijb.template_ids))
-    del features
     result: dict[str, Any] = {}
     if len(ijb.issame):
         scores = pair_scores(templates, ijb.first, ijb.second)
@@ -168,9 +166,11 @@ def evaluate_ijb(
         prepare(ijb, kept)
     options = {"use_detector_score": use_detector_score, "use_norm": use_norm, "flip": flip}
     features = embed_faces(embed, ijb, **options, progress=progress, cache=kept, threads=threads)
+    templates = template_features(features, ijb.template, ijb.media, len(ijb.template_ids))
+    del features  # a gigabyte of IJB-C's
     if kept is not None and kept.damaged:
         print(f"{kept.folder}: {kept.damaged} damaged files were embedded again")
-    return score_templates(ijb, features, curve)
+    return score_templates(ijb, templates, curve)
 
 
 def tables(result: dict[str, Any]) -> str:
