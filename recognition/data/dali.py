@@ -109,19 +109,38 @@ class DaliLoader:
     def _prepare(self, step: int) -> _Fed:
         planned = self.plan.batch(step)
         encoded = self.bad.encoded(self.plan, planned)
+        return _Fed(planned, encoded, self._inputs(encoded, dali_augment.inputs(self.plan.augmentation, planned.draws)))
+
+    def _inputs(self, encoded: list[np.ndarray], drawn: list[np.ndarray]) -> tuple[Any, ...]:
+        """What the pipeline takes; no byte of an image is copied."""
         raw = TensorListCPU([TensorCPU(image, "") for image in encoded], "", contiguous=False)
         by_gpu = [np.arange(len(encoded)) % 2 == 0] if self.decode == "shared" else []
-        return _Fed(planned, encoded, (raw, *by_gpu, *dali_augment.inputs(self.plan.augmentation, planned.draws)))
+        return raw, *by_gpu, *drawn
 
     def _batch(self, planned: PlannedBatch, image: Any) -> Batch:
         label = to_device(self.dataset.labels_of(planned.sample), self.device)
-        return Batch(_to_torch(image, self.device), label, planned.sample)
+        return Batch(self._image(image), label, planned.sample)
+
+    def _image(self, images: Any) -> torch.Tensor:
+        """DALI's output as a tensor uint8 [b, 112, 112, 3] on the device.
+
+        On the CPU it takes over DALI's memory; at most one copy gathers images that passed different branches. On a
+        GPU it is copied on the current stream: DALI would use its own memory again without waiting for that stream.
+        """
+        dense = images.as_tensor()
+        if self.device.type != "cuda":
+            return torch.from_dlpack(dense)
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        copied = torch.empty(tuple(dense.shape()), dtype=torch.uint8, device=self.device)
+        feed_ndarray(dense, copied, cuda_stream=torch.cuda.current_stream(self.device))
+        return copied
 
     def _find_culprits(self, fed: deque[_Fed]) -> bool:
         """Add to the bad samples what DALI cannot decode of the batches in work; its error does not say which."""
         pipeline, before = _single_image_pipeline(), self.bad.count
         for batch in fed:
-            for sample, encoded in zip(batch.planned.sample.tolist(), batch.encoded, strict=True):
+            for row, encoded in enumerate(batch.encoded):
                 try:
                     pipeline.feed_input("encoded", [encoded])
                     (image,) = pipeline.run()
@@ -130,9 +149,12 @@ class DaliLoader:
                 except (RuntimeError, ValueError):
                     begins = bytes(encoded[:8]).hex()
                     unknown = f"an image of {len(encoded)} bytes, beginning with {begins}, that DALI cannot decode"
-                    self.bad.add(sample, fault_of_decoding(encoded) or unknown)
+                    self.bad.add(self._sample_of(batch, row), fault_of_decoding(encoded) or unknown)
                     pipeline = _single_image_pipeline()  # an error ends one
         return self.bad.count > before
+
+    def _sample_of(self, fed: _Fed, row: int) -> int:
+        return int(fed.planned.sample[row])
 
     def _fastest(self, step: int) -> str:
         """The decoder that gives most images a second, measured on the batches from a step on."""
@@ -171,7 +193,7 @@ class DaliLoader:
             num_threads=self.threads,
             device_id=_device_number(self.device) if on_gpu else None,
             prefetch_queue_depth=_PREFETCH,
-            exec_dynamic=True,  # outputs own their memory, which _to_torch relies on
+            exec_dynamic=True,  # outputs own their memory, which _image relies on
         )
         pipeline.build()
         return pipeline
@@ -201,19 +223,3 @@ def _single_image_pipeline() -> Any:
     pipeline = define()
     pipeline.build()
     return pipeline
-
-
-def _to_torch(images: Any, device: torch.device) -> torch.Tensor:
-    """DALI's output as a tensor uint8 [b, 112, 112, 3] on the device.
-
-    On the CPU it takes over DALI's memory; at most one copy gathers images that passed different branches. On a GPU
-    it is copied on the current stream: DALI would use its own memory again without waiting for that stream.
-    """
-    dense = images.as_tensor()
-    if device.type != "cuda":
-        return torch.from_dlpack(dense)
-    from nvidia.dali.plugin.pytorch import feed_ndarray
-
-    copied = torch.empty(tuple(dense.shape()), dtype=torch.uint8, device=device)
-    feed_ndarray(dense, copied, cuda_stream=torch.cuda.current_stream(device))
-    return copied

@@ -127,6 +127,17 @@ class RecordDataset:
         spans = [slice(*span) for span in pairwise(self._first.tolist())]
         return np.concatenate([s.start + np.argsort(self._samples.offsets[s], kind="stable") for s in spans])
 
+    def offsets_in_all_files(self) -> np.ndarray:
+        """Where the images' records stand if the files follow each other, int64 [num_images], rising."""
+        begin = np.cumsum([0, *(reader.size for reader in self._readers)])
+        parts = zip(begin, pairwise(self._first.tolist()), strict=False)
+        return np.concatenate([start + np.sort(self._samples.offsets[slice(*span)]) for start, span in parts])
+
+    @property
+    def is_one_set(self) -> bool:
+        """Whether every sample is used once an epoch and labels are as they stand in the files."""
+        return True
+
     def fingerprint(self) -> str:
         """A short hash of what the set is: its labels, its records' sizes and order, whatever folder it stands in."""
         return self._samples.fingerprint
@@ -187,6 +198,11 @@ class JoinedDataset(RecordDataset):
     def file_order(self) -> np.ndarray:
         """The samples in the order in which they stand in the files, int64 [num_images]: the fast way to read all."""
         return np.concatenate([first + part.file_order() for first, part in zip(self._first, self.sets, strict=False)])
+
+    @property
+    def is_one_set(self) -> bool:
+        """Whether every sample is used once an epoch and labels are as they stand in the files."""
+        return False
 
     def fingerprint(self) -> str:
         """A short hash of the sets' own fingerprints, in order; of one set, its own."""

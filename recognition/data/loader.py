@@ -1,4 +1,4 @@
-"""Chooses the loader: DALI where it is installed, the fallback elsewhere; both follow the same plan.
+"""Chooses the loader: DALI where it is installed, the fallback elsewhere; both follow the same plan, `stream` does not.
 
 Proven by tests/recognition/data/test_loaders.py.
 """
@@ -6,19 +6,20 @@ Proven by tests/recognition/data/test_loaders.py.
 import torch
 
 from recognition.data.bad_samples import BAD_SHARE
-from recognition.data.batch import Batch, Loader, Samples, normalise
+from recognition.data.batch import Batch, Loader, normalise
+from recognition.data.dataset import RecordDataset
 from recognition.data.fallback import FallbackLoader
 from recognition.data.plan import Plan
 from recognition.errors import SettingsError
 
 __all__ = ["KINDS", "Batch", "Loader", "make_loader", "normalise"]
 
-KINDS = ("auto", "dali", "fallback")
+KINDS = ("auto", "dali", "fallback", "stream")
 
 
 def make_loader(
     kind: str,
-    dataset: Samples,
+    dataset: RecordDataset,
     plan: Plan,
     device: torch.device,
     threads: int,
@@ -35,10 +36,14 @@ def make_loader(
         try:
             from recognition.data.dali import DaliLoader
         except ImportError as error:
-            if kind == "dali":
+            if kind != "auto":
                 reason = f"NVIDIA DALI cannot be imported here ({error}); use 'auto' or 'fallback'"
-                raise SettingsError(f"loader 'dali': {reason}") from error
+                raise SettingsError(f"loader {kind!r}: {reason}") from error
         else:
+            if kind == "stream":
+                from recognition.data.stream import StreamLoader
+
+                return StreamLoader(dataset, plan, device, threads, bad_share, decode)
             return DaliLoader(dataset, plan, device, threads, bad_share, decode)
     if decode not in ("auto", "cpu"):
         raise SettingsError(f"data.decode={decode} needs DALI and a GPU; the fallback decodes on the CPU")

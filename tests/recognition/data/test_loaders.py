@@ -364,7 +364,7 @@ def test_without_dali_auto_is_the_fallback_and_dali_is_a_settings_error(drawn, m
 
 
 def test_an_unknown_loader_lists_the_known(drawn):
-    with pytest.raises(SettingsError, match="'mxnet'; expected one of auto, dali, fallback"):
+    with pytest.raises(SettingsError, match="'mxnet'; expected one of auto, dali, fallback, stream"):
         make_loader("mxnet", drawn, Plan(100, 10, 0, 1, 0, NOTHING), CPU, 2)
 
 
