@@ -55,7 +55,7 @@ def new_file(path: Path, replace: bool) -> Iterator[Path]:
     if path.exists() and not replace:
         raise SettingsError(f"{path}: exists; --replace writes it anew")
     if not path.parent.is_dir():
-        raise SettingsError(f"{path}: could not be written: {path.parent} is no folder")
+        raise DataError(f"{path}: could not be written: {path.parent} is no folder")
     writing = path.parent / f".{path.stem}.writing{path.suffix}"
     try:
         yield writing

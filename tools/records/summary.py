@@ -14,6 +14,7 @@ from prettytable import PrettyTable
 from recognition.data.dataset import RecordDataset
 from recognition.data.image_file import ImageError, decode_rgb, image_size, is_jpeg
 from recognition.data.recordio import RecordReader, unpack_record
+from tools.records.histogram import images_histogram
 
 _SAMPLED = 20_000  # images whose header is read: sizes are the same all over a set, or differ everywhere
 _TILE, _ROWS, _COLUMNS = 112, 12, 12
@@ -42,6 +43,7 @@ def summarise(dataset: RecordDataset) -> dict[str, Any]:
         "classes": dataset.num_classes,
         "identities_with_images": len(present),
         "images_per_identity": _spread(present),
+        "images_histogram": images_histogram(dataset.labels),
         "encoded_bytes": _spread(np.array(lengths)),
         "sizes": dict(sizes.most_common()),
         "jpeg_share": round(jpegs / len(samples), 4),
