@@ -1,307 +1,237 @@
-"""Build a RecordIO set from a folder per identity: shards, indices, lists, `property` and `labels.tsv`.
+"""Build a RecordIO set from pictures: shards, indices, lists, `property`, `labels.tsv`, and what was left out.
 
-Deterministic: identities in the order of their folder names (by code point) get labels from 0, images follow in the
-order of their file names, and the same source gives the same bytes whatever the number of threads. JPEG files are
-copied byte for byte unless asked otherwise; each is decoded once all the same, so that none is written that cannot be
-read. Everything is written under OUT/.building and renamed when it is complete, the indices last: an interrupted build
-leaves nothing that opens. Proven by tests/tools/test_rec_builder.py.
+Deterministic: identities in natural order of their names get labels from 0, and the same source gives the same bytes
+whatever the number of processes. Everything is written under OUT/.building and renamed when it is complete, the indices
+last. A build that was interrupted or killed, run again, goes on from the last state on disk (`progress.json`, written
+every few seconds after what it speaks of) and ends with the same bytes; changed settings or a changed source begin
+anew. Proven by tests/tools/records/test_build.py and test_resume.py.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
+from recognition.data.align import SIZE
 from recognition.data.dataset import open_dataset
-from recognition.data.image_file import ImageError, decode_rgb, encode_jpeg, is_jpeg
 from recognition.data.recordio import FLOAT32_WHOLE
-from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
+from tools.records.building_folder import alone, move_into_place, read_progress, remove_old, write_progress
+from tools.records.in_order import in_order as in_order
+from tools.records.prepare import PictureSettings, Prepared, Task
+from tools.records.set_writer import SetWriter, ShardSettings, State
+from tools.records.sources import Source, open_source
+from tools.records.sources.landmarks import read_landmarks
+from tools.records.workers import preparing
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-DEFAULT_QUALITY = 95  # of images that must be encoded: the loss is invisible to the eye and to a network
 DEFAULT_UNREADABLE_SHARE = 0.05
 DEFAULT_UNREADABLE_IMAGES = 10  # so that one bad picture in a small trial folder stops nobody
-_CHUNK = 32  # images a thread takes at once
-_CHUNKS_WAITING = 256  # chunks done or under way: with images of 10 kB some 80 MB
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+SYNC_SECONDS = 5.0
+_LOG_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. `resize` is the side in pixels, `quality` that of JPEG; None leaves JPEG files as they are."""
+    """How to build: pictures, shards, and whatever does not change what is written."""
 
-    shards: int = 1
-    resize: int | None = None
-    quality: int | None = None
+    picture: PictureSettings = field(default_factory=PictureSettings)
+    shard: ShardSettings = field(default_factory=ShardSettings)
+    images: Path | None = None
+    landmarks: Path | None = None
     max_unreadable: float | None = None
-    threads: int | None = None
+    workers: int | None = None
 
 
-class Source(NamedTuple):
-    """What was found: identities as (folder name, file names), both sorted, and what was left aside, relative paths."""
-
-    root: Path
-    identities: list[tuple[str, list[str]]]
-    ignored: list[str]
-
-    @property
-    def num_images(self) -> int:
-        """The number of image files listed, readable or not."""
-        return sum(len(files) for _, files in self.identities)
-
-
-class Prepared(NamedTuple):
-    """One image ready to be written, or the reason why it cannot be."""
-
-    encoded: bytes
-    size: tuple[int, int]
-    fault: str | None
-
-
-def list_source(root: Path) -> Source:
-    """Find the identities of a folder; a DataError for a folder without images, which would be a class without any."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected one folder per identity with its images")
-    identities, ignored, empty = [], [], []
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            ignored.append(entry.name)
-            continue
-        files = []
-        for item in sorted(os.scandir(entry.path), key=lambda item: item.name):
-            if item.name.startswith("."):
-                continue
-            if item.is_file() and item.name.lower().endswith(IMAGE_SUFFIXES):
-                files.append(item.name)
-            else:
-                ignored.append(f"{entry.name}/{item.name}")
-        for name in (entry.name, *files):
-            if any(character in name for character in "\t\n\r"):
-                raise DataError(f"{root / entry.name}: the name {name!r} has a tab or line end; lists cannot")
-        if not files:
-            empty.append(entry.name)
-        identities.append((entry.name, files))
-    if not identities:
-        raise DataError(f"{root}: no folders in it; expected one folder per identity with its images")
-    if empty:
-        names = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
-        raise DataError(f"{root}: {len(empty)} identity folder(s) without images ({names}); remove them or fill them")
-    return Source(root, identities, ignored)
-
-
-def prepare_image(path: Path, settings: BuildSettings) -> Prepared:
-    """Read, check, and where asked resize and encode one image."""
-    try:
-        encoded = path.read_bytes()
-        image = decode_rgb(encoded)
-    except OSError as error:
-        return Prepared(b"", (0, 0), error.strerror or str(error))
-    except ImageError as error:
-        return Prepared(b"", (0, 0), str(error))
-    encode = settings.quality is not None or not is_jpeg(encoded)
-    if settings.resize is not None and image.shape[:2] != (settings.resize, settings.resize):
-        shrinks = min(image.shape[:2]) >= settings.resize
-        side = (settings.resize, settings.resize)
-        image = cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        encode = True
-    if encode:
-        encoded = encode_jpeg(image, settings.quality or DEFAULT_QUALITY)
-    return Prepared(encoded, (image.shape[0], image.shape[1]), None)
-
-
-def build(source: Path, out: Path, settings: BuildSettings) -> dict[str, Any]:
+def build(path: Path, out: Path, settings: BuildSettings) -> dict[str, Any]:
     """Build the set in `out` and say what was done; DataError when too many images are unreadable."""
-    found = list_source(source)
-    _check_settings(found, out, settings)
-    out.mkdir(parents=True, exist_ok=True)
-    _check_target(out)
+    _check_settings(path, out, settings)
     building = out / ".building"
-    shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
-    building.mkdir()
-    try:
-        report = _write_set(found, building, settings)
-        _move_into_place(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return {"source": str(source), "set": str(out), **report}
+    with alone(out, building):
+        source = _open(path, building, settings)
+        settings = _with_alignment(settings, source)
+        _check_shards(source, settings)
+        key = _fingerprint(source, settings)
+        progress = read_progress(building, key)
+        if progress.get("stage") != "moving":
+            if "report" not in progress:
+                progress["report"] = _write_set(source, building, settings, progress, key)
+                write_progress(building, {"key": key, "stage": "built", "report": progress["report"]})
+            remove_old(out)
+            write_progress(building, {"key": key, "stage": "moving", "report": progress["report"]})
+        move_into_place(building, out)
+    shutil.rmtree(building)
+    return {"source": str(path), "set": str(out), **progress["report"]}
 
 
-def _check_settings(found: Source, out: Path, settings: BuildSettings) -> None:
-    total = found.num_images
-    if out.resolve().is_relative_to(found.root.resolve()):
-        raise SettingsError(f"{out} is inside the source {found.root}; the set must be written elsewhere")
-    if not 1 <= settings.shards <= total:
-        raise SettingsError(f"--shards {settings.shards}; expected 1 to {total}, the number of images")
-    if total // settings.shards + 1 >= FLOAT32_WHOLE:
+def _check_settings(path: Path, out: Path, settings: BuildSettings) -> None:
+    picture = settings.picture
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise SettingsError(f"{out} is inside the source {path}; the set must be written elsewhere")
+    if (picture.align or picture.detect) and picture.size != SIZE:
+        raise SettingsError(f"--size {picture.size}; aligned faces have {SIZE}×{SIZE} pixels")
+    if (picture.align or picture.detect) and picture.resize:
+        raise SettingsError("--resize with --align or --detect: aligned faces are not resized; give one of them")
+    if picture.detect and not picture.detect.is_file():
+        raise SettingsError(f"--detect {picture.detect}: no such file; expected a YuNet model in ONNX")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out}: not a folder; give the name of a new one for the set")
+    files = [entry.name for entry in os.scandir(out) if entry.name != ".building"]
+    if files and not (out / "labels.tsv").exists():
+        raise DataError(f"{out}: holds files, and no set that was built here (no labels.tsv); give another folder")
+
+
+def _open(path: Path, building: Path, settings: BuildSettings) -> Source:
+    """The source with landmarks, less the identities that list too few images."""
+    source = open_source(path, settings.images, building)
+    if settings.landmarks is not None:
+        source = replace(source, landmarks=read_landmarks(settings.landmarks, source.names))
+    least = settings.shard.min_images
+    few = np.bincount(source.identity, minlength=len(source.identities)) < least
+    if few.all():
+        raise DataError(f"{path}: no identity has {least} images (--min-images)")
+    return source.without(few) if few.any() else source
+
+
+def _with_alignment(settings: BuildSettings, source: Source) -> BuildSettings:
+    """Landmarks that a list brings are used without being asked for; without any, a list is of aligned pictures."""
+    listed = source.landmarks is not None and bool(np.isfinite(source.landmarks).any())
+    if settings.picture.detect or not listed:
+        return settings
+    return replace(settings, picture=replace(settings.picture, align=True))
+
+
+def _check_shards(source: Source, settings: BuildSettings) -> None:
+    total, shards = len(source), settings.shard.shards
+    if not 1 <= shards <= total:
+        raise SettingsError(f"--shards {shards}; expected 1 to {total}, the number of images")
+    if settings.shard.max_bytes is None and total // shards + 1 >= FLOAT32_WHOLE:
         least = total // (FLOAT32_WHOLE - 2) + 1
-        raise SettingsError(f"--shards {settings.shards} for {total} images; keys are float32 in identity records, so "
+        raise SettingsError(f"--shards {shards} for {total} images; keys are float32 in identity records, so "
                             f"expected at least {least} shards")
 
 
-def _check_target(out: Path) -> None:
-    if any(out.glob("*.rec")) and not (out / "labels.tsv").exists():
-        raise DataError(f"{out}: holds .rec files that were not built here (no labels.tsv); give another folder")
+def _fingerprint(source: Source, settings: BuildSettings) -> str:
+    """What must be the same for an interrupted build to go on: source, settings, and the encoder."""
+    told = {**asdict(settings.picture), **asdict(settings.shard), "opencv": cv2.__version__}
+    if settings.picture.detect:
+        told["detect"] = hashlib.blake2b(settings.picture.detect.read_bytes()).hexdigest()
+    text = json.dumps(told, sort_keys=True, default=str) + source.fingerprint()
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class _SetWriter:
-    """The shards of one set: images come in the source's order and go to shards of equal numbers of listed images.
-
-    An identity gets its label when its first readable image comes, so that no class is without images.
-    """
-
-    def __init__(self, folder: Path, total: int, shards: int, label_base: int) -> None:
-        self.folder, self.total, self.label_base = folder, total, label_base
-        width = max(2, len(str(shards - 1)))
-        self.stems = ["train"] if shards == 1 else [f"train_{number:0{width}d}" for number in range(shards)]
-        self.names: list[str] = []  # of identities, by label
-        self.size, self._size_of = (0, 0), ""
-        self._number = 0
-        self._shard = self._open()
-
-    def _open(self) -> ShardWriter:
-        return ShardWriter(self.folder / f"{self.stems[self._number]}.rec", self.label_base)
-
-    def add(self, position: int, path: str, image: Prepared) -> None:
-        """Write the image that is listed at a position; `path` is IDENTITY/FILE."""
-        if not self._size_of:
-            self.size, self._size_of = image.size, path
-        if image.size != self.size:
-            raise DataError(f"{path}: {_pixels(image.size)} pixels, but {self._size_of} has {_pixels(self.size)}; "
-                            "a set has one size: --resize SIDE gives it one")
-        identity = path.partition("/")[0]
-        if not self.names or self.names[-1] != identity:
-            self.names.append(identity)
-        while self._number < position * len(self.stems) // self.total:
-            self._next()
-        self._shard.add(len(self.names) - 1, image.encoded, path)
-
-    def _next(self) -> None:
-        self._shard.close()
-        self._number += 1
-        self._shard = self._open()
-
-    def close(self) -> None:
-        """Finish all shards."""
-        while self._number < len(self.stems) - 1:
-            self._next()
-        self._shard.close()
-
-    def abandon(self) -> None:
-        """Close what is open of a set that will not be finished."""
-        self._shard.abandon()
-
-
-def _write_set(found: Source, folder: Path, settings: BuildSettings) -> dict[str, Any]:
+def _write_set(
+    source: Source, folder: Path, settings: BuildSettings, progress: dict[str, Any], key: str
+) -> dict[str, Any]:
     """Write all files of the set into a folder, check them, and say what they are."""
-    total = found.num_images
-    label_base = FLOAT32_WHOLE if len(found.identities) > FLOAT32_WHOLE else 0
-    writer = _SetWriter(folder, total, settings.shards, label_base)
+    state = State(**progress["state"]) if "state" in progress else None
+    writer = SetWriter(folder, source.identities, len(source), settings.shard, state)
+    began = writer.state.position
     try:
-        unreadable = _write_images(found, writer, settings)
-    except BaseException:
+        _write_images(source, writer, settings, key)
+    except BaseException as error:
         writer.abandon()
+        if isinstance(error, KeyboardInterrupt):
+            print(f"interrupted at image {writer.state.position}; the same command goes on", file=sys.stderr)
         raise
     writer.close()
-    if not writer.names:
-        raise DataError(f"{found.root}: none of its {total} images can be read")
-    _write_facts(folder, writer.names, writer.size, label_base, unreadable)
+    if not writer.state.images:
+        raise DataError(f"{source.root}: none of its {len(source)} images can be used{_first_fault(folder)}")
+    return _finish(source, folder, settings, writer, began)
+
+
+def _finish(
+    source: Source, folder: Path, settings: BuildSettings, writer: SetWriter, began: int
+) -> dict[str, Any]:
+    """Write `property`, read the set back as a run will, and report."""
+    state, size = writer.state, settings.picture.size
+    lines = [f"{state.labels},{size},{size}", *([f"label_base={writer.label_base}"] if writer.label_base else [])]
+    (folder / "property").write_text("".join(f"{line}\n" for line in lines))
+    shards, repeated = writer.shards(), writer.repeated()
+    for shard in shards:
+        (folder / shard["file"]).with_suffix(".log").unlink()
     dataset = open_dataset(folder)  # what was written is what a run will open: check it before it gets its name
-    if dataset.num_images != total - len(unreadable) or dataset.num_classes != len(writer.names):
-        raise DataError(f"{folder}: wrote {total - len(unreadable)} images, found {dataset.num_images} on reading back")
+    if dataset.num_images != state.images or dataset.num_classes != state.labels:
+        raise DataError(f"{folder}: wrote {state.images} images, found {dataset.num_images} on reading back")
+    named = all(name == str(label) for label, name in enumerate(source.identities))
     return {
-        "images": dataset.num_images, "identities": len(writer.names),
-        "height": writer.size[0], "width": writer.size[1],
-        "shards": settings.shards, "bytes": sum((folder / f"{stem}.rec").stat().st_size for stem in writer.stems),
-        "fingerprint": dataset.fingerprint(),
-        "unreadable": [{"path": path, "reason": reason} for path, reason in unreadable], "ignored": found.ignored,
-        "identities_without_readable_image": len(found.identities) - len(writer.names),
+        "kind": source.kind, "images": state.images, "identities": state.labels, "height": size, "width": size,
+        "labels": "kept" if named and state.labels == len(source.identities) else "numbered, see labels.tsv",
+        "shards": len(shards), "shard_files": shards, "bytes": sum(shard["bytes"] for shard in shards),
+        "fingerprint": dataset.fingerprint(), "copied": state.copied, "encoded": state.encoded,
+        "unreadable": _faults(folder / "unreadable.tsv"), "without_face": _faults(folder / "without_face.tsv"),
+        "identities_without_readable_image": len(source.identities) - state.labels - state.identities_below,
+        "identities_below_min_images": state.identities_below, "images_below_min_images": state.images_below,
+        "repeated_under_other_labels": repeated, "ignored": source.ignored, "notes": source.notes, "went_on_at": began,
     }
 
 
-def _write_images(found: Source, writer: _SetWriter, settings: BuildSettings) -> list[tuple[str, str]]:
-    """Read, check and write all images; returns (path, reason) of those that cannot be read."""
-    unreadable: list[tuple[str, str]] = []
-    paths = (f"{name}/{file}" for name, files in found.identities for file in files)
-    bar = tqdm(total=found.num_images, unit=" images", disable=None)
-    with ThreadPoolExecutor(settings.threads or os.cpu_count()) as pool, bar:
-        try:
-            prepared = in_order(pool, lambda path: prepare_image(found.root / path, settings), paths)
-            for position, (path, image) in enumerate(prepared):
-                bar.update()
-                if image.fault is None:
-                    writer.add(position, path, image)
-                    continue
-                unreadable.append((path, image.fault))
-                tqdm.write(f"unreadable: {found.root / path}: {image.fault}", file=sys.stderr)
-                _check_share(found, len(unreadable), settings.max_unreadable)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # or leaving the block would first do all the work
-            raise
-    return unreadable
+def _faults(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8", "surrogateescape").split("\n")[:-1]
+    return [dict(zip(("path", "reason"), line.split("\t", 1), strict=True)) for line in lines]
 
 
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)) in the items' order, computed by the pool, with a bounded number of results waiting."""
-    items = iter(items)
-    waiting: deque[tuple[list[Item], Future[list[Result]]]] = deque()
-    while chunk := list(islice(items, _CHUNK)):
-        waiting.append((chunk, pool.submit(lambda chunk: [function(item) for item in chunk], chunk)))
-        if len(waiting) > _CHUNKS_WAITING:
-            done, future = waiting.popleft()
-            yield from zip(done, future.result(), strict=True)
-    for done, future in waiting:
-        yield from zip(done, future.result(), strict=True)
+def _first_fault(folder: Path) -> str:
+    faults = _faults(folder / "unreadable.tsv") or _faults(folder / "without_face.tsv")
+    return f"; {faults[0]['path']}: {faults[0]['reason']}{_hint(faults[0]['reason'])}" if faults else ""
 
 
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[1]}×{size[0]}"
+def _hint(fault: str) -> str:
+    """What to do about pictures that are not of the set's size."""
+    return " (--detect MODEL or --align LANDMARKS make training images of ordinary pictures, --resize only changes " \
+        "their size)" if "pixels; expected" in fault else ""
 
 
-def _check_share(found: Source, count: int, share: float | None) -> None:
-    total = found.num_images
+def _write_images(source: Source, writer: SetWriter, settings: BuildSettings, key: str) -> None:
+    """Prepare and write all images from the writer's state on, and keep the state on disk."""
+    began = writer.state.position
+    bar = tqdm(total=len(source), initial=began, unit=" images", disable=None, smoothing=0.05)
+    synced = logged = started = time.monotonic()
+    with bar, preparing(source, settings.picture, settings.workers, len(source) - began) as prepared:
+        for position, (task, image) in enumerate(prepared(_tasks(source, began)), began):
+            bar.update()
+            writer.add(position, task.name, int(source.identity[position]), image)
+            if image.kind:
+                tqdm.write(f"left out: {task.name}: {image.fault}", file=sys.stderr)
+                _check_share(source, writer.state.unreadable, settings.max_unreadable, image)
+            now = time.monotonic()
+            if now - synced >= SYNC_SECONDS and (state := writer.sync()):
+                write_progress(writer.folder, {"key": key, "state": state})
+                synced = time.monotonic()
+            if bar.disable and now - logged >= _LOG_SECONDS:
+                logged = now
+                _log(position + 1, len(source), (position + 1 - began) / (now - started))
+
+
+def _tasks(source: Source, began: int) -> Iterator[Task]:
+    for row in range(began, len(source)):
+        place = None if source.places is None else tuple(source.places[row].tolist())
+        yield Task(source.names[row], place, None if source.landmarks is None else source.landmarks[row])
+
+
+def _log(done: int, total: int, rate: float) -> None:
+    """What the progress bar would say, for those who keep a log instead."""
+    left = (total - done) / rate
+    print(f"{done:,} of {total:,} images, {rate:,.0f} images/s, {left / 60:,.0f} min left", file=sys.stderr)
+
+
+def _check_share(source: Source, count: int, share: float | None, image: Prepared) -> None:
+    total = len(source)
     allowed = int(share * total) if share is not None else max(
         DEFAULT_UNREADABLE_IMAGES, int(DEFAULT_UNREADABLE_SHARE * total))
     if count > allowed:
-        raise DataError(f"{found.root}: {count} of {total} images unreadable so far, more than the {allowed} allowed "
-                        "(--max-unreadable SHARE); nothing was written")
-
-
-def _write_facts(
-    folder: Path, names: list[str], size: tuple[int, int], label_base: int, unreadable: list[tuple[str, str]]
-) -> None:
-    def write(name: str, lines: Iterable[str]) -> None:
-        with open(folder / name, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-
-    write("labels.tsv", (f"{label}\t{name}" for label, name in enumerate(names)))
-    write("property", [f"{len(names)},{size[0]},{size[1]}", *([f"label_base={label_base}"] if label_base else [])])
-    if unreadable:
-        write("unreadable.tsv", (f"{path}\t{reason}" for path, reason in unreadable))
-
-
-def _move_into_place(building: Path, out: Path) -> None:
-    """Replace an earlier set: its indices go first and the new ones come last, so that no mixture ever opens."""
-    stale = [out / "unreadable.tsv"]
-    for path in out.glob("train*.rec"):
-        path.with_suffix(".idx").unlink(missing_ok=True)
-        stale += [path, path.with_suffix(".lst"), path.with_suffix(".crc")]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    for path in sorted(building.iterdir(), key=lambda path: (path.suffix == ".idx", path.name)):
-        path.replace(out / path.name)
+        raise DataError(f"{source.root}: {count} of {total} images unreadable so far, more than the {allowed} allowed "
+                        f"(--max-unreadable SHARE); the last one: {image.fault}{_hint(image.fault)}")
