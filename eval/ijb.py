@@ -24,6 +24,7 @@ from eval.ijb_lists import PROTOCOLS, TARGETS, IjbSet, find_target, load_ijb, pr
 from eval.ijb_processes import fill_cache
 from eval.ijb_search import identify_templates
 from eval.model_options import add_model_options, given_in, open_model
+from eval.roc_plot import check_plot_path, write_roc_plot
 from eval.verification import write_json
 from recognition.cpus import available_cpus
 from recognition.errors import SettingsError, run_command
@@ -204,6 +205,10 @@ def main(arguments: Sequence[str]) -> int | None:
     protocols, notes = protocols_of(options.folder, target, options.protocol)
     for note in notes:
         print(note)
+    if options.plot is not None:
+        check_plot_path(options.plot)
+        if "1:1" not in protocols:
+            raise SettingsError("--plot draws the ROC of 1:1, which is not run")
     embedder = open_model(options)
     cache = None
     if not options.no_cache:
@@ -222,13 +227,15 @@ def main(arguments: Sequence[str]) -> int | None:
         progress=True,
         cache=cache,
         threads=options.threads,
-        curve=options.curves,
+        curve=options.curves or options.plot is not None,
         prepare=_in_processes(options) if options.processes > 1 else None,
     )
     print(f"{options.folder}: {target}")
     print(tables(result))
+    if options.plot is not None:
+        write_roc_plot(options.plot, {options.model: result["curve"]["roc"]}, f"{target} 1:1, {options.model}")
     if options.json:
-        write_json(options.json, result)
+        write_json(options.json, result if options.curves else {key: result[key] for key in result if key != "curve"})
     return None
 
 
@@ -255,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, help="default: all that DIR has the lists of")
     parser.add_argument("--json", metavar="OUT", help="write the results there")
     parser.add_argument("--curves", action="store_true", help="add the ROC and the hardest pairs to the JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw the ROC of 1:1 there (.png, .svg, .pdf)")
     where = parser.add_mutually_exclusive_group()
     meaning = "keep embeddings there, a killed run goes on from there (default: in the run's folder, or in ~/.cache)"
     where.add_argument("--cache", metavar="FOLDER", help=meaning)

@@ -21,6 +21,7 @@ from eval.ijb_lists import IjbSet, SearchLists
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
 from recognition.data.align import align_face
+from recognition.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
@@ -346,7 +347,8 @@ def test_command(tmp_path, capsys, make_ijb):
     save_model(model, build(shape), shape, {})
     out = tmp_path / "out.json"
     command = [str(model), str(folder), "--json", str(out), "--threads", "1", "--no-flip", "--no-cache"]
-    assert ijb.main(command) is None
+    assert ijb.main([*command, "--plot", str(tmp_path / "roc.png")]) is None
+    assert cv2.imread(str(tmp_path / "roc.png")) is not None
     result = json.loads(out.read_text())
     assert result == evaluate_ijb(load_embedder(model, 1).embed, folder, flip=False)
     printed = capsys.readouterr().out
@@ -358,3 +360,7 @@ def test_command(tmp_path, capsys, make_ijb):
     assert ijb.main(command) is None
     assert "lacks ijbc_1N_gallery_G1.csv, ijbc_1N_gallery_G2.csv, ijbc_1N_probe_mixed.csv" in capsys.readouterr().out
     assert list(json.loads(out.read_text())) == ["1:1"]
+    assert ijb.main([*command, "--curves"]) is None
+    assert list(json.loads(out.read_text())) == ["1:1", "curve"]
+    with pytest.raises(SettingsError, match="expected a name ending in"):
+        ijb.main([*command, "--plot", str(tmp_path / "roc")])
