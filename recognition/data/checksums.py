@@ -44,7 +44,7 @@ def read_checksums(path: Path) -> Checksums:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
-        raise DataError(f"{path}: not a CRC sidecar; `rec_builder.py index --crc` writes a new one")
+        raise DataError(f"{path}: not a CRC sidecar; `rec_builder.py index --only crc` writes a new one")
     _, size, count, own, zero = _HEAD.unpack_from(data)
     table = data[_HEAD.size :]
     if len(table) != 4 * count or zlib.crc32(table) != own or zero:

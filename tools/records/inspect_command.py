@@ -8,12 +8,12 @@ from pathlib import Path
 
 import cv2
 
-from recognition.data.dataset import open_dataset
 from recognition.errors import SettingsError
 from tools.records import summary
 from tools.records.common_options import add_common, report
 from tools.records.histogram import draw_histogram
 from tools.records.output import new_file
+from tools.records.reorder import open_set
 
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +31,7 @@ def _inspect(options: argparse.Namespace) -> int:
     for picture in (options.sheet, options.histogram):
         if picture and picture.suffix.lower() != ".png":
             raise SettingsError(f"{picture}: expected the name of a .png file")
-    dataset = open_dataset(options.set)
+    dataset = open_set(options.set)
     facts = summary.summarise(dataset)
     if options.sheet:
         with new_file(options.sheet, options.replace) as writing:

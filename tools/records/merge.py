@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from recognition.data.dataset import RecordDataset, open_dataset
+from recognition.data.dataset import RecordDataset
 from recognition.errors import SettingsError
 from tools.records.common_options import add_common, report
 from tools.records.names import identity_names, set_name
 from tools.records.new_set import Selection, Writing, add_writing, source_facts, table_of, write_selection
 from tools.records.output import new_folder, write_provenance
-from tools.records.reorder import Sets
+from tools.records.reorder import Sets, open_set
 
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,7 +48,7 @@ def merge(
     roots: Sequence[Path], out: Path, separate: bool, how: Writing, replace: bool = False
 ) -> dict[str, Any]:
     """Write the merged set to `out` and say what it is."""
-    datasets = [open_dataset(root) for root in roots]
+    datasets = [open_set(root) for root in roots]
     names = [identity_names(dataset) for dataset in datasets]
     if not separate and (nameless := [str(root) for root, known in zip(roots, names, strict=True) if known is None]):
         raise SettingsError(f"{', '.join(nameless)}: no labels.tsv and no list file, so nobody knows who is who; "

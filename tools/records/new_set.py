@@ -75,7 +75,7 @@ def write_selection(folder: Path, sources: Sets, chosen: Selection, how: Writing
     (folder / "property").write_text("\n".join(lines) + "\n")
     if chosen.names is not None:
         write_labels(folder, chosen.names)
-    written = open_dataset(folder)
+    written = open_dataset(folder, sidecar="ignore")
     if written.num_images != total:
         raise DataError(f"{folder}: wrote {total} images, found {written.num_images} on reading back")
     return {

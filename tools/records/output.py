@@ -17,7 +17,7 @@ from typing import Any
 from recognition.errors import DataError, SettingsError
 
 PROVENANCE = "provenance.json"  # what made a set, of what; its presence says that a folder is ours
-_ENDINGS = (".rec", ".idx", ".lst", ".crc", ".tsv", ".json")
+_ENDINGS = (".rec", ".idx", ".lst", ".crc", ".map", ".tsv", ".json")
 _NAMES = ("property",)
 
 

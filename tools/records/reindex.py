@@ -1,4 +1,4 @@
-"""The verb `index`: NAME.idx and the CRC sidecar NAME.crc anew, from nothing but NAME.rec.
+"""The verb `index`: NAME.idx, the CRC sidecar NAME.crc and the set's `samples.map` anew, from nothing but NAME.rec.
 
 The ids that im2rec and this project write into the records are the keys; where ids repeat, a record's key is its number
 in the file. Framing must be sound: what is damaged, `verify --repair` copies without. A new sidecar says what the bytes
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from recognition.data.checksums import crc_path, write_checksums
 from recognition.data.dataset import find_shards, open_dataset
 from recognition.data.recordio import IMAGE_HEADER, RecordReader, write_index
+from recognition.data.sample_map import map_path
 from recognition.errors import DataError, SettingsError
 from tools.records.common_options import add_common, report
 from tools.records.output import new_file
@@ -27,12 +28,13 @@ _LARGEST_KEY = 10**18  # what an index can hold
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `index` to the verbs of a parser."""
-    verb = verbs.add_parser("index", help="write the index and the checksums anew, from the .rec files")
+    verb = verbs.add_parser("index", help="write index, checksums and map of samples anew, from the .rec")
     verb.set_defaults(verb=_index)
     verb.add_argument("set", type=Path, metavar="SET", help="folder of the set, or a .rec file")
     verb.add_argument("--keys", choices=("auto", "id", "number"), default="auto", help="what a record's key is: the id "
                       "in it, or its number in the file (default: the id where all differ, else the number)")
-    verb.add_argument("--only", choices=("idx", "crc"), help="write only the index, or only the checksums")
+    verb.add_argument("--only", choices=("idx", "crc", "map"), help="write only the index, only the "
+                      "checksums, or only the map of samples, with which training starts sooner")
     verb.add_argument("--replace", action="store_true", help="replace those that exist")
     add_common(verb, threads=False)
 
@@ -42,8 +44,10 @@ def _index(options: argparse.Namespace) -> int:
     table = PrettyTable(["file", "records", "keys", "written"], align="l")
     for shard in facts["shards"]:
         table.add_row([shard["file"], f"{shard['records']:,}", shard["keys"], ", ".join(shard["written"])])
-    text = str(table) if not facts["fault"] else f"{table}\nThe set does not open yet: {facts['fault']}"
-    report(facts, text, options.json)
+    lines = [str(table), *(f"note: {note}" for note in facts["notes"])]
+    if facts["fault"]:
+        lines.append(f"The set does not open yet: {facts['fault']}")
+    report(facts, "\n".join(lines), options.json)
     return DataError.status if facts["fault"] else 0
 
 
@@ -59,13 +63,16 @@ def reindex(root: Path, keys: str = "auto", only: str | None = None, replace: bo
         for target in _targets(path, only):
             if target.exists() and not replace:
                 raise SettingsError(f"{target}: exists; --replace writes it anew")
-    shards = [_write(path, keys, only) for path in paths]
-    fault = None
+    shards = [_write(path, keys, only) for path in paths] if only != "map" else []
+    fault: str | None = None
+    notes: list[str] = []
+    if only in (None, "map"):
+        map_path(root).unlink(missing_ok=True)  # training writes one at its start, so that nobody misses it
     try:
-        open_dataset(root)
+        open_dataset(root, sidecar="write" if only in (None, "map") else "ignore", notes=notes)
     except DataError as error:
         fault = str(error)
-    return {"root": str(root), "shards": shards, "fault": fault}
+    return {"root": str(root), "shards": shards, "fault": fault, "notes": notes}
 
 
 def _targets(rec: Path, only: str | None) -> list[Path]:

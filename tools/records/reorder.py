@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from recognition.data.dataset import RecordDataset, find_shards, open_dataset
 from recognition.errors import SettingsError
 from tools.records.names import ImageNames, ImageSet
 
@@ -49,6 +50,12 @@ class Sets:
         """All samples in the order in which they stand in the files."""
         for first, dataset in zip(self.first.tolist(), self.datasets, strict=False):
             yield from numbers(first + dataset.file_order())
+
+
+def open_set(root: Path) -> RecordDataset:
+    """Open one set; `A,B`, which training takes for two, is none here."""
+    find_shards(root)
+    return open_dataset(root)
 
 
 def numbers(values: np.ndarray) -> Iterator[int]:

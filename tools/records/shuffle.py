@@ -8,13 +8,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recognition.data.dataset import open_dataset
 from recognition.data.plan import epoch_order
 from tools.records.common_options import add_common, report, whole
 from tools.records.names import identity_names
 from tools.records.new_set import Selection, Writing, add_writing, source_facts, table_of, write_selection
 from tools.records.output import new_folder, write_provenance
-from tools.records.reorder import Sets
+from tools.records.reorder import Sets, open_set
 
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,7 +36,7 @@ def _shuffle(options: argparse.Namespace) -> int:
 
 def shuffle(root: Path, out: Path, seed: int, how: Writing, replace: bool = False) -> dict[str, Any]:
     """Write the shuffled set to `out` and say what it is."""
-    dataset = open_dataset(root)
+    dataset = open_set(root)
     order = epoch_order(dataset.num_images, seed, 0)
     chosen = Selection(order, dataset.labels[order], dataset.num_classes, identity_names(dataset))
     with new_folder(out, replace, [root]) as folder:

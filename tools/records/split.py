@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from recognition.data.dataset import RecordDataset, open_dataset
+from recognition.data.dataset import RecordDataset
 from recognition.data.plan import epoch_order
 from recognition.errors import DataError, SettingsError
 from tools.records.common_options import add_common, report, share, whole
 from tools.records.names import identity_names
 from tools.records.new_set import Selection, Writing, add_writing, source_facts, table_of, write_selection
 from tools.records.output import new_folder, write_provenance
-from tools.records.reorder import Sets
+from tools.records.reorder import Sets, open_set
 
 PARTS = ("train", "held_out")
 
@@ -38,7 +38,7 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def _split(options: argparse.Namespace) -> int:
-    dataset = open_dataset(options.set)
+    dataset = open_set(options.set)
     names = identity_names(dataset)
     present = np.unique(dataset.labels)
     if options.list:

@@ -74,7 +74,7 @@ def check(root: Path, threads: int | None = None) -> tuple[Findings, list[ShardC
         findings.warning(paths[0].parent / "property", None, None, reason)
     if not findings.problems:
         try:
-            open_dataset(root)
+            open_dataset(root, sidecar="ignore")
         except DataError as error:
             findings.problem(root, None, None, str(error))
     return findings, checks

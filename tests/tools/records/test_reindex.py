@@ -6,6 +6,7 @@ import pytest
 
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import MAGIC_BYTES, RecordWriter, pack_record, read_index, write_index
+from recognition.data.sample_map import read_map
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
 from tools import rec_builder
@@ -40,6 +41,7 @@ def test_the_same_files_again(face_set, capsys):
     assert found["shards"] == [{"file": str(face_set / "train.rec"), "records": 6, "keys": "id",
                                 "written": ["train.idx", "train.crc"]}]
     assert {name: (face_set / name).read_bytes() for name in before} == before
+    assert read_map(face_set / "samples.map", [face_set / "train.rec"]).labels.tolist() == [0, 0, 2]
     assert run("verify", face_set) == 3  # its images are none, which is not the index's to say
 
 
@@ -79,6 +81,14 @@ def test_nothing_is_replaced_unasked(face_set):
     assert (face_set / "train.idx").read_text() == "mine\n"
     assert run("index", face_set, "--replace") == 0
     assert open_dataset(face_set).num_images == 3
+
+
+def test_only_the_map_of_samples(face_set):
+    before = {path.name: path.stat().st_mtime_ns for path in face_set.iterdir()}
+    for _ in range(2):
+        assert run("index", face_set, "--only", "map") == 0
+        assert read_map(face_set / "samples.map", [face_set / "train.rec"]).labels.tolist() == [0, 0, 2]
+    assert all((face_set / name).stat().st_mtime_ns == time for name, time in before.items())
 
 
 def test_damaged_records_leave_everything_as_it_is(face_set):
