@@ -38,6 +38,7 @@ DEFAULT_UNREADABLE_SHARE = 0.05
 DEFAULT_UNREADABLE_IMAGES = 10  # so that one bad picture in a small trial folder stops nobody
 SYNC_SECONDS = 5.0
 _LOG_SECONDS = 60.0
+_SHOWN = 20  # of what is left out
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def _finish(
     shards, repeated = writer.shards(), writer.repeated()
     for shard in shards:
         (folder / shard["file"]).with_suffix(".log").unlink()
-    dataset = open_dataset(folder)  # what was written is what a run will open: check it before it gets its name
+    # What was written is what a run will open: check it before it gets its name, and spare the first start the same.
+    dataset = open_dataset(folder, sidecar="write")
     if dataset.num_images != state.images or dataset.num_classes != state.labels:
         raise DataError(f"{folder}: wrote {state.images} images, found {dataset.num_images} on reading back")
     named = all(name == str(label) for label, name in enumerate(source.identities))
@@ -205,7 +207,7 @@ def _write_images(source: Source, writer: SetWriter, settings: BuildSettings, ke
             bar.update()
             writer.add(position, task.name, int(source.identity[position]), image)
             if image.kind:
-                tqdm.write(f"left out: {task.name}: {image.fault}", file=sys.stderr)
+                _say(writer.state.unreadable + writer.state.without_face, task.name, image)
                 _check_share(source, writer.state.unreadable, settings.max_unreadable, image)
             now = time.monotonic()
             if now - synced >= SYNC_SECONDS and (state := writer.sync()):
@@ -214,6 +216,13 @@ def _write_images(source: Source, writer: SetWriter, settings: BuildSettings, ke
             if bar.disable and now - logged >= _LOG_SECONDS:
                 logged = now
                 _log(position + 1, len(source), (position + 1 - began) / (now - started))
+
+
+def _say(count: int, name: str, image: Prepared) -> None:
+    """Name what is left out, without flooding the screen."""
+    if count <= _SHOWN:
+        more = " (more are in unreadable.tsv and without_face.tsv of the set)" if count == _SHOWN else ""
+        tqdm.write(f"left out: {name}: {image.fault}{more}", file=sys.stderr)
 
 
 def _tasks(source: Source, began: int) -> Iterator[Task]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recognition.data.sample_map import MAP_NAME
 from recognition.errors import SettingsError
 
 _OWN = ("lock", "progress.json", "progress.new")  # what is not of the set
@@ -74,7 +75,7 @@ def remove_old(out: Path) -> None:
     for stem in stems:
         for path in out.glob(f"{stem}.*"):
             path.unlink()
-    for name in ("unreadable.tsv", "without_face.tsv", "landmarks.csv"):
+    for name in ("unreadable.tsv", "without_face.tsv", "landmarks.csv", MAP_NAME):
         (out / name).unlink(missing_ok=True)
 
 

@@ -56,8 +56,9 @@ class ResumableShard(ShardWriter):
         self._log = continued(path.with_suffix(".log"), sizes[".log"])
         log = np.fromfile(path.with_suffix(".log"), LOG)
         self.num_images = len(log)
-        self._offsets = array("q", [0, *log["offset"].tolist()])
-        self._crcs = array("I", [0, *log["crc"].tolist()])  # that of the header is known in the end
+        self._offsets, self._crcs = array("q", [0]), array("I", [0])  # the header's CRC is known in the end
+        self._offsets.frombytes(log["offset"].astype(np.int64).tobytes())
+        self._crcs.frombytes(log["crc"].astype(np.uint32).tobytes())
         starts = np.flatnonzero(np.diff(log["label"], prepend=-1)) + 1
         self._starts, self._label = starts.tolist(), int(log["label"][-1]) if len(log) else -1
 

@@ -56,7 +56,9 @@ class Names:
 
     def digest(self) -> bytes:
         """A hash of all names and their order."""
-        return hashlib.blake2b(bytes(self._text) + self._ends.tobytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(self._text, digest_size=16)
+        digest.update(self._ends)
+        return digest.digest()
 
 
 def rows_of(names: Names, among: Names) -> np.ndarray:
