@@ -33,9 +33,11 @@ log = logging.getLogger(__name__)
 class Saver:
     """Saves of one run in a folder. All ranks make one, and call its methods at the same steps.
 
-    labels: the name of each class (only rank 0's are looked at).  asynchronous: `save` returns when the tensors are
-    copied; the copy takes as much host memory as this rank's files take on disk, and is kept for the next save.
-    As a context: leaving it waits for the save under way, after an error for LEAVING_SECONDS at most.
+    labels: the name of each class, "" for one without (only rank 0's are looked at).
+    asynchronous: `save` returns when the tensors are copied; the copy takes as much host memory as this rank's files
+    take on disk, and is kept for the next save.
+    As a context: leaving it waits for the save under way, after an error for LEAVING_SECONDS at most. A process that
+    then ends should do so by `os._exit`: a thread in a collective aborts an interpreter that is shutting down.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Saver:
         self._ranks = side_channel(ranks) if asynchronous else ranks
         self._labels: bytes | None = None
         if labels is not None and ranks.is_first:
+            if strange := [name for name in labels if "\n" in name]:
+                raise ValueError(f"{strange[0]!r}: a name with a line end")
             self._labels = "".join(f"{name}\n" for name in labels).encode("utf-8", "surrogateescape")
         self._copies = HostCopies() if asynchronous else None
         self._thread: threading.Thread | None = None
