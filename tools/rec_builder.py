@@ -8,6 +8,7 @@
     python tools/rec_builder.py shuffle SET OUT          the images in a random order
     python tools/rec_builder.py merge OUT SET SET…       several sets as one, by name or in label ranges
     python tools/rec_builder.py split SET OUT --share S  OUT/train and OUT/held_out, no identity in both
+    python tools/rec_builder.py pairs FACES OUT.bin      a verification set: --list PAIRS.txt or --random N
 
 A SET is a folder with train.rec (or several shards), or a .rec file. Each verb prints JSON instead with `--json`, or
 writes it with `--json FILE`. A new verb is a file in tools/records/ with `add_verb`, and its name here.
@@ -22,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from recognition.errors import run_command
-from tools.records import build_command, inspect_command, merge, reindex, shuffle, split, verify
+from tools.records import build_command, inspect_command, merge, pairs, reindex, shuffle, split, verify
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rec_builder.py", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    for module in (build_command, inspect_command, verify, reindex, shuffle, merge, split):
+    for module in (build_command, inspect_command, verify, reindex, shuffle, merge, split, pairs):
         module.add_verb(verbs)
     return parser
 

@@ -21,7 +21,7 @@ from recognition.data.shard_writer import PlainShardWriter, ShardWriter
 from recognition.errors import DataError, SettingsError
 from tools.records.common_options import whole
 from tools.records.names import ImageSet, write_labels
-from tools.records.reorder import DEFAULT_MEMORY, Sets, in_order, numbers
+from tools.records.reorder import DEFAULT_MEMORY, Sets, numbers, read_in_order
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write_selection(folder: Path, sources: Sets, chosen: Selection, how: Writing
     total = len(chosen.sample)
     if how.shards > total:
         raise SettingsError(f"--shards {how.shards}; expected 1 to {total}, the number of images")
-    images = in_order(sources, chosen.sample, folder, how.memory)
+    images = read_in_order(sources, chosen.sample, folder, how.memory)
     names = (sources.name(sample) for sample in numbers(chosen.sample))
     plain = how.plain or bool((np.diff(chosen.label) < 0).any())
     base = FLOAT32_WHOLE if chosen.num_classes > FLOAT32_WHOLE else 0

@@ -63,7 +63,7 @@ def numbers(values: np.ndarray) -> Iterator[int]:
     return (number for start in range(0, len(values), _BLOCK) for number in values[start : start + _BLOCK].tolist())
 
 
-def in_order(sources: Sets, order: np.ndarray, folder: Path, memory: float = DEFAULT_MEMORY) -> Iterator[bytes]:
+def read_in_order(sources: Sets, order: np.ndarray, folder: Path, memory: float = DEFAULT_MEMORY) -> Iterator[bytes]:
     """The encoded images of the samples `order` int64 [n], each once, in that order.
 
     Args:

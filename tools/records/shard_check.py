@@ -16,8 +16,8 @@ from recognition.data.dataset import Property
 from recognition.data.image_file import ImageError, decode_rgb
 from recognition.data.recordio import FLOAT32_WHOLE, MAGIC_BYTES, ImageHeader, RecordReader, unpack_record
 from recognition.errors import DataError
-from tools.records.build import in_order
 from tools.records.findings import Findings, reason_of
+from tools.records.in_order import in_order
 from tools.records.index_check import check_index
 from tools.records.sums import Sums
 
