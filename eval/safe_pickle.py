@@ -1,18 +1,21 @@
 """Read a verification set (`lfw.bin` and the like) without running what a pickle can ask for.
 
-Owns the reader of `(bins, issame)` pickles: written by Python 2 or 3 in protocols 1 to 5, images as bytes or as uint8
-NumPy arrays. There is no unpickler here. `pickletools.genops` cuts the file into opcodes, a table of some thirty of
-them is evaluated, and the only names that a file may call are the handful in `_GLOBALS`, each of which is a function of
-this file that checks its arguments. So a file can make bytes, booleans, small numbers, arrays of bytes, and lists and
-tuples of them, and can have no more of them than it brings. Everything else is a DataError that names the offset.
+Owns the reader of `(bins, issame)` pickles: written by Python 2 or 3 in protocols 0 to 5, images as bytes or as uint8
+NumPy arrays. There is no unpickler here. The readers of `pickletools` cut the file into opcodes, a table of some
+forty of them is evaluated, and the only names that a file may call are the handful in `_GLOBALS`, each of which is a
+function of this file that checks its arguments. So a file can make bytes, booleans, small numbers, arrays of bytes, and
+lists and tuples of them, and can have no more of them than it brings. Everything else is a DataError that names the
+offset.
 
 Convention: whatever a file makes is bounded by its size; see the limits below. Proven by
-tests/eval/test_safe_pickle.py.
+tests/eval/test_safe_pickle.py and, with made and mutated files by the thousand, tests/eval/test_safe_pickle_fuzz.py.
 """
 
+import codecs
 import io
 import math
 import pickletools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,8 +98,8 @@ def load_pairs(path: str | Path, max_bytes: int = MAX_BYTES) -> tuple[list[bytes
         return _as_pairs(machine.run(data))
     except _RefusedError as error:
         raise DataError(f"{path}: offset {machine.offset}: not a verification set: {error}") from None
-    except (ValueError, OverflowError, MemoryError, RecursionError) as error:  # genops on a damaged file
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    except (ValueError, OverflowError, MemoryError, RecursionError) as error:  # pickletools on a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{path}: offset {machine.offset}: damaged pickle: {reason}") from None
 
 
@@ -111,15 +114,21 @@ class _Machine:
         self.max_opcodes = min(MAX_OPCODES, FREE_OPCODES + size // BYTES_PER_OPCODE)
 
     def run(self, data: bytes) -> Any:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(data))):
-            self.offset = position or 0
-            if count >= self.max_opcodes:
-                raise _RefusedError(f"more than {self.max_opcodes} opcodes in {len(data)} bytes")
+        stream = io.BytesIO(data)
+        for _ in range(self.max_opcodes):
+            self.offset = stream.tell()
+            code = stream.read(1)
+            opcode = _CODES.get(code.decode("latin1"))
+            if opcode is None:
+                raise _RefusedError(f"opcode {code.hex()} does not exist" if code else "the file ends before its STOP")
             step = _OPCODES.get(opcode.name)
             if step is None:
                 raise _RefusedError(f"opcode {opcode.name} is not allowed")
-            step(self, argument)
-        return self.pop()
+            reader = _READERS.get(opcode.name) or (opcode.arg.reader if opcode.arg else None)
+            step(self, reader(stream) if reader else None)
+            if opcode.name == "STOP":
+                return self.pop()
+        raise _RefusedError(f"more than {self.max_opcodes} opcodes in {len(data)} bytes")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -194,9 +203,31 @@ class _Machine:
         # A dtype's state says its byte order and field names: without meaning for one byte, and not looked at.
 
 
+def _line(stream: io.BytesIO) -> bytes:
+    line = stream.readline()
+    if line[-1:] != b"\n":
+        raise _RefusedError("a line without an end")
+    return line[:-1]
+
+
+def _python2_literal(stream: io.BytesIO) -> bytes:
+    """Read the line of a STRING, Python 2's repr of a str. `pickletools` reads only those that are ASCII."""
+    literal = _line(stream).rstrip(b"\r")
+    if len(literal) < 2 or literal[:1] not in (b"'", b'"') or literal[-1:] != literal[:1]:
+        raise _RefusedError("a STRING without its quotes")
+    if not _REPR.fullmatch(literal, 1, len(literal) - 1):
+        raise _RefusedError("a STRING with escapes that Python 2 does not write")
+    return codecs.escape_decode(literal[1:-1])[0]
+
+
+def _two_lines(stream: io.BytesIO) -> str:
+    """Read a GLOBAL's module and name; `pickletools` would look for escapes in them, and warn of some."""
+    return f"{_line(stream).decode('latin1')} {_line(stream).decode('latin1')}"
+
+
 def _shown(value: Any) -> str:
-    """Say a value from the file; only flat ones, for the text of nested tuples can be as long as one likes."""
-    return value[:60] if isinstance(value, str) else str(value) if type(value) is int else type(value).__name__
+    """Say a value from the file on one line; only flat ones: nested tuples can be as long as one likes."""
+    return ascii(value)[:80] if isinstance(value, (str, int)) else type(value).__name__
 
 
 def _encode(machine: _Machine, arguments: tuple) -> bytes:
@@ -286,14 +317,19 @@ def _as_pairs(value: Any) -> tuple[list[bytes], np.ndarray]:
             raise _RefusedError(f"image {len(images)} is neither bytes nor an array of uint8")
         images.append(content)
     if isinstance(truth, _Array):
-        truth = list(truth.raw or b"")
-    if not isinstance(truth, (_List, _Tuple, list)) or not all(type(t) in (bool, int) and t in (0, 1) for t in truth):
+        truth = truth.raw or b""  # its items are numbers
+    if not isinstance(truth, (_List, _Tuple, bytes)):
         raise _RefusedError("the second part is not a list of booleans")
     if not truth or len(images) != 2 * len(truth):
         raise _RefusedError(f"{len(images)} images for {len(truth)} booleans: two images a pair are expected")
-    return images, np.array(truth, dtype=bool)
+    if not all(type(t) in (bool, int) and t in (0, 1) for t in truth):
+        raise _RefusedError("the second part is not a list of booleans")
+    return images, np.array(list(truth), dtype=bool)
 
 
+_REPR = re.compile(rb"""(?:[^\\]|\\(?:[\\'"nrt]|x[0-9a-fA-F]{2}))*+""", re.DOTALL)  # `*+`: no way back, so linear
+_READERS: dict[str, Callable[[io.BytesIO], Any]] = {"STRING": _python2_literal, "GLOBAL": _two_lines}
+_CODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _NDARRAY = _Name(_not_callable)
 _GLOBALS: dict[tuple[str, str], _Name] = {
     ("_codecs", "encode"): _Name(_encode),
@@ -329,7 +365,7 @@ def _push(machine: _Machine, argument: Any) -> None:
 
 
 def _push_python2(machine: _Machine, argument: str) -> None:
-    machine.push(argument.encode("latin1"))  # what encoding="bytes" means: genops decodes with latin1
+    machine.push(argument.encode("latin1"))  # what encoding="bytes" means: pickletools decodes with latin1
 
 
 def _push_bytes(machine: _Machine, argument: bytes | bytearray) -> None:
@@ -348,10 +384,11 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "NONE": _push,
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
-    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG1"), _push),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _push),
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"), _push),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _push),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push_bytes),
     **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), _push_python2),
+    "STRING": _push,
     "EMPTY_TUPLE": _tuple_of(0),
     "TUPLE1": _tuple_of(1),
     "TUPLE2": _tuple_of(2),
@@ -366,6 +403,6 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "REDUCE": lambda machine, _: machine.reduce(),
     "BUILD": lambda machine, _: machine.build(),
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, index: machine.put(index)),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: machine.get(index)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, index: machine.put(index)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.get(index)),
 }
