@@ -27,7 +27,6 @@ from recognition.data.dataset import open_dataset
 from recognition.data.recordio import FLOAT32_WHOLE
 from recognition.errors import DataError, SettingsError
 from tools.records.building_folder import alone, move_into_place, read_progress, remove_old, write_progress
-from tools.records.in_order import in_order as in_order
 from tools.records.prepare import PictureSettings, Prepared, Task
 from tools.records.set_writer import SetWriter, ShardSettings, State
 from tools.records.sources import Source, open_source
