@@ -20,6 +20,7 @@ from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError
 
 _ROW = struct.Struct("<qq8sI")
+IDENTITY_BYTES = 48  # an identity record with its frame, at most (two floats a bound)
 LOG = np.dtype([("offset", "<i8"), ("label", "<i8"), ("digest", "<u8"), ("crc", "<u4")])  # the same in NumPy's words
 
 
@@ -64,8 +65,8 @@ class ResumableShard(ShardWriter):
 
     @property
     def size(self) -> int:
-        """Bytes of the .rec file so far."""
-        return self._records._offset
+        """Bytes of the .rec file, were it closed now."""
+        return self._records._offset + IDENTITY_BYTES * len(self._starts)
 
     def add_logged(self, label: int, image: bytes, name: str, digest: bytes) -> None:
         """`add`, and remember what is needed to go on."""

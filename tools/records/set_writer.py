@@ -15,11 +15,11 @@ import numpy as np
 
 from recognition.data.recordio import FLOAT32_WHOLE
 from tools.records.prepare import UNREADABLE, WITHOUT_FACE, Prepared
-from tools.records.resumable_shard import LOG, ResumableShard, continued, sync
+from tools.records.resumable_shard import IDENTITY_BYTES, LOG, ResumableShard, continued, sync
 
 LANDMARKS = "landmarks.csv"
 _TEXTS = ("labels.tsv", "unreadable.tsv", "without_face.tsv", LANDMARKS)
-_FRAME = 64  # bytes of a record beside its image, and to spare
+_BESIDE = 48 + IDENTITY_BYTES  # what an image adds to a shard beside its own bytes, at most
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class SetWriter:
         if self.settings.max_bytes is None:
             while self.state.shard < position * self.settings.shards // self.total:
                 self._next()
-        elif self._shard.num_images and (self._shard.size + len(image.encoded) + _FRAME > self.settings.max_bytes
+        elif self._shard.num_images and (self._shard.size + len(image.encoded) + _BESIDE > self.settings.max_bytes
                                          or self._shard.num_images >= FLOAT32_WHOLE - 2):
             self._next()
         self._shard.add_logged(self.state.labels - 1, image.encoded, name, image.digest)
