@@ -1,19 +1,24 @@
 """Images per second and CPU time an image of the loaders, all in one run: `python benchmarks/loader.py`.
 
-`reader` is DALI reading and decoding the same records with its own RecordIO reader in its own order: what the
-loader is measured against. Rounds alternate between the contestants, so that a busy machine slows all of them; the
-medians and their ratios to `reader` (to the first one where DALI is missing) are printed and written as JSON.
+`plain DALI` is DALI reading and decoding the same records with its own RecordIO reader in its own order: what the
+loaders are measured against. `DataLoader` is what trainers usually have (benchmarks/baseline/loader.py): float32 images
+from worker processes. Rounds alternate between the contestants, so that a busy machine slows all of them; the medians
+and their ratios to `plain DALI` (to the first one where DALI is missing) are printed and written as JSON.
+Proven by tests/benchmarks/test_loader_benchmark.py.
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +29,24 @@ import numpy as np
 import torch
 from prettytable import PrettyTable
 
+from benchmarks.baseline.loader import batches as usual_batches
+from recognition.data.augmentation import IMAGE_SIDE, Augmentation
 from recognition.data.dataset import RecordDataset, open_dataset
 from recognition.data.loader import make_loader
-from recognition.data.plan import IMAGE_SIDE, Augmentation, Plan
+from recognition.data.plan import Plan
 from recognition.data.recordio import RecordWriter, pack_record, write_index
 from recognition.errors import SettingsError, run_command
 
-AUGMENTATIONS = {"flip": Augmentation(), "paper": Augmentation(crop=0.2, downsample=0.2)}
+PAPER = Augmentation(crop=0.2, downsample=0.2)
 JPEG_QUALITY = 90  # about 5 kB an image, as in the usual sets of aligned faces
+
+
+@dataclass
+class Contestant:
+    """Endless batches, and the processes beside this one that make them."""
+
+    batches: Iterator[Any]
+    processes: Sequence[int] = ()
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,6 +76,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16, help="batches a round (default 16)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--decode", default="auto", help="where DALI decodes: auto, cpu, mixed, shared (default auto)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="measure these loaders alone")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     return parser.parse_args(arguments)
 
@@ -80,23 +97,38 @@ def write_pictures(folder: Path, count: int) -> None:
     write_index(folder / "train.idx", np.arange(count), np.array(offsets))
 
 
-def make_contestants(dataset: RecordDataset, options: argparse.Namespace) -> dict[str, Iterator[Any]]:
-    """Endless iterators over batches, by name."""
-    device = torch.device(options.device)
-    contestants: dict[str, Iterator[Any]] = {}
-    kinds = ["fallback"]
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        contestants["reader"] = reader(dataset, options)
-        kinds.insert(0, "dali")
-    for kind in kinds:
-        for name, augmentation in AUGMENTATIONS.items():
-            plan = Plan(dataset.num_images, options.batch, 0, 1, 0, augmentation)
-            loader = make_loader(kind, dataset, plan, device, options.threads)
-            contestants[f"{kind}, {name}"] = loader.batches(0, 1 << 40)
-    return contestants
+def make_contestants(dataset: RecordDataset, options: argparse.Namespace) -> dict[str, Contestant]:
+    """Contestants by name: those that --only names, or all."""
+    has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    makers: dict[str, Callable[[], Contestant]] = {}
+    if has_dali:
+        makers["plain DALI"] = partial(plain_dali, dataset, options)
+    kinds = {"index": "dali", "stream": "stream", "fallback": "fallback"} if has_dali else {"fallback": "fallback"}
+    for name, kind in kinds.items():
+        makers[name] = partial(own, kind, dataset, Augmentation(), options)
+        if kind != "stream":
+            makers[f"{name}, crop and down-sampling"] = partial(own, kind, dataset, PAPER, options)
+    if len(dataset.paths) == 1 and dataset.place(0)[1] == 0:  # the usual loader reads one file that is all images
+        for decoder in ("opencv", "pillow") if importlib.util.find_spec("PIL") else ("opencv",):
+            makers[f"DataLoader, {decoder}"] = partial(usual, decoder, dataset, options)
+    if strange := [name for name in options.only if name not in makers]:
+        raise SettingsError(f"--only {', '.join(strange)}; expected some of {', '.join(makers)}")
+    return {name: make() for name, make in makers.items() if name in (options.only or [name])}
 
 
-def reader(dataset: RecordDataset, options: argparse.Namespace) -> Iterator[Any]:
+def own(kind: str, dataset: RecordDataset, augmentation: Augmentation, options: argparse.Namespace) -> Contestant:
+    """This project's loaders."""
+    plan = Plan(dataset.num_images, options.batch, 0, 1, 0, augmentation)
+    made = make_loader(kind, dataset, plan, torch.device(options.device), options.threads, decode=options.decode)
+    return Contestant(made.batches(0, 1 << 40))
+
+
+def usual(decoder: str, dataset: RecordDataset, options: argparse.Namespace) -> Contestant:
+    """A torch DataLoader with as many workers as the others have threads."""
+    return Contestant(*usual_batches(dataset.paths[0], options.batch, options.threads, decoder))
+
+
+def plain_dali(dataset: RecordDataset, options: argparse.Namespace) -> Contestant:
     """DALI's own RecordIO reader, decoding and a flip."""
     from nvidia import dali as typed_dali
 
@@ -113,24 +145,24 @@ def reader(dataset: RecordDataset, options: argparse.Namespace) -> Iterator[Any]
 
     pipeline = define()
     pipeline.build()
-    return iter(pipeline.run, None)
+    return Contestant(iter(pipeline.run, None))
 
 
-def measure(contestants: dict[str, Iterator[Any]], options: argparse.Namespace) -> dict[str, Any]:
+def measure(contestants: dict[str, Contestant], options: argparse.Namespace) -> dict[str, Any]:
     """Images per second and CPU microseconds an image of each, medians over alternating rounds."""
     images = options.steps * options.batch
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     costs: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(options.rounds):
-        for name, batches in contestants.items():
-            for _ in range(4):  # what was prefetched while others were measured
-                next(batches)
-            wall, cpu = time.perf_counter(), time.process_time()
+        for name, contestant in contestants.items():
+            for _ in range(2 * options.threads + 2):  # what was prefetched while others were measured
+                next(contestant.batches)
+            wall, cpu = time.perf_counter(), cpu_seconds(contestant.processes)
             for _ in range(options.steps):
-                next(batches)
+                next(contestant.batches)
             rates[name].append(images / (time.perf_counter() - wall))
-            costs[name].append((time.process_time() - cpu) / images * 1e6)
-    first = statistics.median(next(iter(rates.values())))
+            costs[name].append((cpu_seconds(contestant.processes) - cpu) / images * 1e6)
+    first = next(iter(rates))
     return {
         "loaders": {
             name: {
@@ -138,21 +170,35 @@ def measure(contestants: dict[str, Iterator[Any]], options: argparse.Namespace) 
                 "slowest_round": min(rates[name]),
                 "fastest_round": max(rates[name]),
                 "cpu_microseconds_per_image": statistics.median(costs[name]),
-                "ratio": statistics.median(rates[name]) / first,
+                "ratio": statistics.median(rates[name]) / statistics.median(rates[first]),
+                "cpu_ratio": statistics.median(costs[first]) / max(statistics.median(costs[name]), 1e-9),
             }
             for name in contestants
         }
     }
 
 
+def cpu_seconds(processes: Sequence[int]) -> float:
+    """CPU time of this process and of others, which only Linux tells."""
+    seconds = time.process_time()
+    for pid in processes:
+        path = Path(f"/proc/{pid}/stat")
+        if path.exists():
+            user, system = path.read_text().rpartition(")")[2].split()[11:13]
+            seconds += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def report(result: dict[str, Any]) -> None:
     """Print the table."""
-    table = PrettyTable(["loader", "images/s", "rounds from … to", "CPU µs an image", "ratio"], align="r")
+    titles = ["loader", "images/s", "rounds from … to", "CPU µs an image", "ratio", "ratio by CPU"]
+    table = PrettyTable(titles, align="r")
     table.align["loader"] = "l"
     for name, row in result["loaders"].items():
         spread = f"{row['slowest_round']:.0f} … {row['fastest_round']:.0f}"
         cost = f"{row['cpu_microseconds_per_image']:.0f}"
-        table.add_row([name, f"{row['images_per_second']:.0f}", spread, cost, f"{row['ratio']:.2f}"])
+        ratios = f"{row['ratio']:.2f}", f"{row['cpu_ratio']:.2f}"
+        table.add_row([name, f"{row['images_per_second']:.0f}", spread, cost, *ratios])
     print(table)
 
 

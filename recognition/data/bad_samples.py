@@ -7,6 +7,7 @@ Proven by tests/recognition/data/test_bad_samples.py.
 """
 
 import logging
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import fields
@@ -25,6 +26,9 @@ BAD_SHARE = 1e-4
 logger = logging.getLogger("recognition.data")
 
 _SIZE = IMAGE_SIDE.to_bytes(2, "big") * 2
+_SEGMENT = struct.Struct(">HH")
+# Frames, tables, the scan, comments, and what belongs to applications.
+_SEGMENTS = frozenset([*range(0xFFC0, 0xFFC3), 0xFFC4, 0xFFDB, 0xFFDD, 0xFFDA, 0xFFFE, *range(0xFFE0, 0xFFF0)])
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + IMAGE_SIDE.to_bytes(4, "big") * 2
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_ATTEMPTS = 1000
@@ -83,7 +87,12 @@ class BadSamples:
             encoded = self.dataset.encoded(sample)
             return fault(encoded) or encoded
 
-        return [self.usable(plan, planned, row, look) for row in range(len(planned.sample))]
+        samples = planned.sample.tolist()
+        images = [self.dataset.encoded(sample) for sample in samples]
+        for row, image in enumerate(images):
+            if not looks_whole(image) or samples[row] in self.found:
+                images[row] = self.usable(plan, planned, row, look)
+        return images
 
 
 def fault(encoded: np.ndarray) -> str | None:
@@ -126,16 +135,12 @@ def _has_jpeg_header(data: memoryview) -> bool:
     """Whether segments follow each other up to a scan, with one frame header of the right size among them."""
     at, frames, last = 2, 0, len(data) - 10
     while at < last:
-        if data[at] != 0xFF:
+        marker, length = _SEGMENT.unpack_from(data, at)
+        if marker not in _SEGMENTS:
             return False
-        marker = data[at + 1]
-        if marker == 0xDA:
-            return frames == 1
-        if 0xC0 <= marker <= 0xC2:  # baseline, extended, progressive
+        if marker <= 0xFFC2:  # a frame: baseline, extended or progressive
             frames += data[at + 4] == 8 and data[at + 5 : at + 9] == _SIZE
-        elif marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF:  # tables, comments, applications'
-            pass
-        else:
-            return False
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        elif marker == 0xFFDA:
+            return frames == 1
+        at += 2 + length
     return False

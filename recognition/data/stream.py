@@ -97,8 +97,13 @@ class StreamLoader(DaliLoader):
 
     def _labels(self, labels: Any) -> np.ndarray:
         """Labels int64 [b] from what stands in the records, checked as always: the files may have changed."""
-        values = np.array([np.resize(np.array(label, np.float64), 2) for label in labels])
-        single = np.array([len(np.array(label)) < 2 for label in labels])
+        if labels.is_dense_tensor():
+            values = np.array(labels.as_array(), np.float64).reshape(len(labels), -1)
+            single = np.full(len(values), values.shape[1] < 2)
+            values = values[:, [0, 0 if values.shape[1] < 2 else 1]]
+        else:
+            values = np.array([np.resize(np.array(label, np.float64), 2) for label in labels])
+            single = np.array([len(np.array(label)) < 2 for label in labels])
         label, limit = values[:, 0], self.records.num_classes
         if self.label_base:
             label = np.where(single, label, label * self.label_base + values[:, 1])
