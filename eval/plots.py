@@ -140,7 +140,8 @@ def plot(
         marks: vertical lines at these x.
         legend: whether names are shown; None: when there are several.
     """
-    horizontal = _axis([one.x for one in series], x_range, x_scale, LEFT, WIDTH - RIGHT, tight=True)
+    has_dots = any(one.kind == "dots" for one in series)  # a line may begin at the frame, half a dot may not
+    horizontal = _axis([one.x for one in series], x_range, x_scale, LEFT, WIDTH - RIGHT, tight=not has_dots)
     ys = [values for one in series for values in (one.y, one.low, one.high) if values is not None]
     if any(one.filled for one in series) and y_scale == "linear":
         ys.append([0.0])
@@ -295,7 +296,7 @@ def _legend_rows(series: Sequence[Series]) -> list[list[tuple[float, Series]]]:
         if one.name in seen:
             continue
         seen.add(one.name)
-        width = 30 + LETTER * len(_cut(one.name, 52))
+        width = 36 + LETTER * len(_cut(one.name, 52))
         if not rows or x + width > WIDTH - 4:
             rows.append([])
             x = 4.0

@@ -1,12 +1,13 @@
 """What a model makes of bad pictures: norms, z-scores, weights and centre similarities of a set and its reductions.
 
-Owns the figures behind the paper's Figs. 4, 5 and 8 ("A Quality Aware Sample-to-Sample Comparison for Face
-Recognition", WACV 2023): for images as they are and reduced to 16×16 and 8×8 pixels the embedding's norm ‖u‖, its
+Owns the figures behind the paper's Figs. 4, 5, 8 and 9 and Table 1 ("A Quality Aware Sample-to-Sample Comparison for
+Face Recognition", WACV 2023): for images as they are and reduced to 16×16 and 8×8 pixels the embedding's norm ‖u‖, its
 z = (‖u‖ − μ)/σ (eq. 10), the weight f(z) = exp(−z) if z ≥ −τ, else 0 (eq. 11), and the cosines of the embedding to the
-centre of its own class and to the nearest other. `load_images` draws the set, `measure` embeds it with one snapshot of
-a model (eval/snapshots.py), `figures` makes numbers and histograms of that (eval/quality_figures.py), `evaluate` does
-so for all snapshots. `python -m eval.quality RUN_OR_MODEL… --images SET` prints a table and writes JSON; a run shows
-every save that it still has. Arrays are float64 [V, N]: V versions, the originals first, of N images.
+centre of its own class and to the nearest other. `load_images` (eval/quality_images.py) draws the set, `measure` embeds
+it with one snapshot of a model (eval/snapshots.py), `figures` makes numbers and histograms of that
+(eval/quality_figures.py), `evaluate` does so for all snapshots. `python -m eval.quality RUN_OR_MODEL… --images SET`
+prints a table and writes JSON and, with --figures, pictures (eval/quality_plots.py); a run shows every save that it
+still has. Arrays are float64 [V, N]: V versions, the originals first, of N images.
 Proven by tests/eval/test_quality.py.
 """
 
@@ -21,6 +22,9 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from eval.embed import IMAGE_SIZE, Embed, require_finite
+from eval.ijb_lists import find_target
+from eval.model_options import add_model_options, given_in
+from eval.pixels import Given
 from eval.quality_figures import (
     BINS,
     correlation,
@@ -31,35 +35,20 @@ from eval.quality_figures import (
     summary,
     unit,
 )
+from eval.quality_images import ImageSet, choose, load_images, load_subjects
+from eval.quality_pairs import FMR, measure_ijb, measure_set
+from eval.quality_plots import write_figures
+from eval.safe_pickle import load_pairs
 from eval.snapshots import Snapshot, open_snapshots, require_model
-from eval.verification import EMBED_AT_ONCE, decode_face, load_bin, reduce_to, write_json
-from recognition.data.dataset import open_dataset
-from recognition.data.image_file import ImageError
-from recognition.errors import DataError, run_command
-from recognition.streams import stream_key
+from eval.verification import EMBED_AT_ONCE, reduce_to, write_json
+from recognition.errors import run_command
+
+__all__ = ["ImageSet", "Measured", "choose", "evaluate", "figures", "load_images", "measure"]
 
 MAX_COUNT = 10_000  # the paper's; at 112×112 pixels they take 376 MB
 PAPERS_TAU = 2.0
 SMALLEST_DEVIATION = 1e-6  # as recognition/memory.py, which needs torch
-
-_SUBSET = 0x7175616C697479  # keeps this draw apart from others
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images drawn from a set of `total`.
-
-    names: where each stands, for errors.  labels int64 [N], num_classes, fingerprint: of a RecordIO set; a run knows
-    its own training set by the last.
-    """
-
-    path: str
-    images: np.ndarray  # uint8 RGB [N, 112, 112, 3]
-    names: list[str]
-    total: int
-    labels: np.ndarray | None = None
-    num_classes: int = 0
-    fingerprint: str | None = None
+EXAMPLES = 8  # of each kind
 
 
 @dataclass(frozen=True)
@@ -76,38 +65,6 @@ class Measured:
     weight: np.ndarray
     own: np.ndarray | None
     other: np.ndarray | None
-
-
-def load_images(path: str | Path, count: int = 2000) -> ImageSet:
-    """Draw at most `count` images of a RecordIO set or a `.bin` set: always the same ones of the same number.
-
-    A larger draw contains a smaller one. Raises DataError as `load_bin` and `open_dataset`, and for an image that is
-    not 112×112.
-    """
-    path = Path(path)
-    if path.suffix == ".bin":
-        everything = load_bin(path).images
-        if not len(everything):
-            raise DataError(f"{path}: no pairs in this set")
-        chosen = choose(len(everything), count)
-        return ImageSet(str(path), everything[chosen], [f"{path}: image {i}" for i in chosen], len(everything))
-    dataset = open_dataset(path)
-    chosen = choose(dataset.num_images, count)
-    images = np.empty((len(chosen), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    names = [dataset.where(int(sample)) for sample in chosen]
-    for row, sample in enumerate(chosen):
-        try:
-            images[row] = decode_face(dataset.encoded(int(sample)))
-        except ImageError as error:
-            raise DataError(f"{names[row]}: {error}") from None
-    labels = dataset.labels[chosen]
-    return ImageSet(str(path), images, names, dataset.num_images, labels, dataset.num_classes, dataset.fingerprint())
-
-
-def choose(total: int, count: int) -> np.ndarray:
-    """`count` of the numbers below `total`, rising, int64: a function of these two alone."""
-    key = stream_key(_SUBSET, np.arange(total))
-    return np.sort(np.argsort(key, kind="stable")[:count])
 
 
 def measure(snapshot: Snapshot, images: ImageSet, sides: Sequence[int], progress: bool = False) -> Measured:
@@ -199,18 +156,77 @@ def figures(measured: Measured, sides: Sequence[int], edges: dict[str, np.ndarra
     return {**measured.facts, "correlation": correlation(measured.norm, measured.own), "versions": versions}
 
 
+def examples(measured: Measured, images: ImageSet, sides: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """The paper's Fig. 5: which images are ignored, which count most, which have the highest norms.
+
+    At most EXAMPLES of each, the most extreme first and no image twice, each {"image": number in the set, "degrade",
+    "norm", "z", "weight"}.
+    """
+    ignored = np.where(measured.weight == 0, measured.z, np.inf)
+    orders = {"ignored": ignored, "emphasised": -measured.weight, "high_norm": -measured.norm}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, order in orders.items():
+        seen: dict[int, dict[str, Any]] = {}
+        for place in np.argsort(order, axis=None, kind="stable"):
+            version, row = np.unravel_index(place, order.shape)
+            nothing = order[version, row] == (np.inf if kind == "ignored" else 0)
+            if len(seen) == EXAMPLES or nothing:
+                break
+            values = {name: float(getattr(measured, name)[version, row]) for name in ("norm", "z", "weight")}
+            degrade = None if version == 0 else sides[version - 1]
+            seen.setdefault(int(row), {"image": int(images.numbers[row]), "degrade": degrade, **values})
+        found[kind] = list(seen.values())
+    return found
+
+
+def of_subjects(snapshot: Snapshot, subjects: ImageSet, sides: Sequence[int]) -> list[dict[str, Any]]:
+    """The paper's Fig. 8: norm and cosine to the own centre of each image of a few people, as they are and reduced."""
+    measured = measure(snapshot, subjects, sides)
+    assert subjects.labels is not None
+    assert measured.own is not None
+    found = []
+    for label in np.unique(subjects.labels):
+        mine = subjects.labels == label
+        versions = [
+            {"degrade": side, "norm": measured.norm[row, mine].tolist(),
+             "cosine": [None if np.isnan(value) else float(value) for value in measured.own[row, mine]]}
+            for row, side in enumerate((None, *sides))
+        ]
+        found.append({"label": int(label), "images": int(mine.sum()), "centers": measured.facts["centers"],
+                      "versions": versions})
+    return found
+
+
 def evaluate(
     model: str | Path, images: ImageSet, sides: Sequence[int], threads: int | None = None, device: str = "auto",
-    progress: bool = False,
+    progress: bool = False, *, given: Given | None = None, subjects: ImageSet | None = None,
+    sets: Sequence[str | Path] = (), ijb: Sequence[str | Path] = (), fmr: float = FMR,
 ) -> dict[str, Any]:
-    """All saves of a run, or a model file: {model, histogram_edges, snapshots}. Raises as open_snapshots, measure."""
-    measured = [measure(one, images, sides, progress) for one in open_snapshots(model, threads, device)]
+    """All saves of a run, or a model file: {model, histogram_edges, snapshots, examples, …}, see docs/evaluation.md.
+
+    Examples, `subjects` and the pairs of `sets` (.bin files) and `ijb` (folders) are of the last save.
+    Raises as open_snapshots, measure, quality_pairs.
+    """
+    measured = []
+    for snapshot in open_snapshots(model, threads, device, given):
+        for note in snapshot.notes:
+            print(f"{snapshot.name}: {note}")
+        measured.append(measure(snapshot, images, sides, progress))
     edges = histogram_edges(measured)
-    return {
+    result: dict[str, Any] = {
         "model": str(model),
         "histogram_edges": {name: values.tolist() for name, values in edges.items()},
         "snapshots": [figures(one, sides, edges) for one in measured],
+        "examples": examples(measured[-1], images, sides),
     }
+    if subjects is not None:
+        result["subjects"] = of_subjects(snapshot, subjects, sides)
+    if sets or ijb:
+        made = [measure_set(snapshot.embed, path, sides, fmr, progress) for path in sets]
+        result["verification"] = [row for rows, _ in made for row in rows]
+        result["pairs"] = [one for _, compared in made for one in compared]
+        result["pairs"] += [measure_ijb(snapshot.embed, folder, fmr, progress) for folder in ijb]
+    return result
 
 
 def table(results: Sequence[dict[str, Any]]) -> PrettyTable:
@@ -242,6 +258,29 @@ def table(results: Sequence[dict[str, Any]]) -> PrettyTable:
     return out
 
 
+def pairs_table(results: Sequence[dict[str, Any]]) -> PrettyTable:
+    """Scores and error versus discard as a table for people."""
+    shares = (0.0, 0.1, 0.2, 0.5)
+    columns = ["model", "set", "reduced to", "pairs", "same", "different"]
+    columns += [*(f"−{share:.0%}" for share in shares), "area"]
+    out = PrettyTable(columns, align="r", title="cosines of pairs; FNMR without the share of the lowest norms")
+    out.align["model"] = out.align["set"] = "l"
+    for result in results:
+        for one in result["pairs"]:
+            curve = one["discard"]
+            fnmr = [np.interp(share, curve["discard"], curve["fnmr"]) for share in shares] if curve else []
+            out.add_row([
+                Path(result["model"]).name,
+                one["set"],
+                f"{one['degrade']}×{one['degrade']}" if one["degrade"] else "",
+                one["pairs"],
+                *("–" if one[kind] is None else f"{one[kind]['mean']:z.3f} ± {one[kind]['deviation']:.3f}"
+                  for kind in ("same", "different")),
+                *([f"{value:.4f}" for value in (*fnmr, curve["area"])] if curve else ["–"] * (len(shares) + 1)),
+            ])
+    return out
+
+
 def main(arguments: Sequence[str]) -> int | None:
     """Show what models make of good and bad pictures: norms, z-scores, weights, cosines to class centres."""
     parser = argparse.ArgumentParser(prog="python -m eval.quality", description=main.__doc__)
@@ -250,26 +289,44 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument("--count", type=int, default=2000, metavar="N", help="images drawn from it (default: 2000)")
     parser.add_argument("--sides", nargs="+", type=int, default=[16, 8], metavar="SIDE",
                         help="also reduced to SIDE×SIDE (default: 16 8)")
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="SET", help="also the pairs of .bin files")
+    parser.add_argument("--ijb", nargs="+", default=[], metavar="DIR", help="also the 1:1 pairs of IJB folders")
+    parser.add_argument("--fmr", type=float, default=FMR, metavar="RATE",
+                        help=f"false-match rate of error versus discard (default: {FMR:g})")
     parser.add_argument("--json", metavar="OUT", help="write the results there")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("--device", default="auto", help="for runs and .pt models: cpu, cuda, … (default: auto)")
+    parser.add_argument("--figures", metavar="FOLDER", help="draw the paper's Figs. 4, 5, 8, 9 and Table 1 there")
+    add_model_options(parser, positional=False)
     options = parser.parse_args(list(arguments))
     if not 1 <= options.count <= MAX_COUNT:
         parser.error(f"--count: expected 1 to {MAX_COUNT}, got {options.count}")
     for side in options.sides:
         if not 1 <= side <= IMAGE_SIZE:
             parser.error(f"--sides: expected 1 to {IMAGE_SIZE}, got {side}")
+    if not 0 <= options.fmr < 1:
+        parser.error(f"--fmr: expected 0 or more, below 1, got {options.fmr:g}")
     for model in options.models:  # a wrong name shows now, not after an hour of embedding with the others
         require_model(model)
-    images = load_images(options.images, options.count)
-    how = (options.sides, options.threads, options.device, True)
-    results = [evaluate(model, images, *how) for model in options.models]
+    for path in options.pairs:
+        load_pairs(path)
+    for folder in options.ijb:
+        find_target(folder)
+    images, subjects = load_images(options.images, options.count), load_subjects(options.images)
+    results = [
+        evaluate(model, images, options.sides, options.threads, options.device, True, given=given_in(options),
+                 subjects=subjects, sets=options.pairs, ijb=options.ijb, fmr=options.fmr)
+        for model in options.models
+    ]
     print(f"{len(images.images)} of {images.total} images of {images.path}; mean ± deviation; "
           "r: correlation of norm and cosine to the own centre")
     print(table(results))
+    if options.pairs or options.ijb:
+        print(pairs_table(results))
+    facts = {"set": images.path, "total": images.total, "images": len(images.images)}
     if options.json:
-        facts = {"set": images.path, "total": images.total, "images": len(images.images)}
         write_json(options.json, {**facts, "models": results})
+    if options.figures:
+        for path in write_figures(options.figures, {**facts, "models": results}):
+            print(path)
     return None
 
 

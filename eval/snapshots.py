@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.embed import Embed, check_onnx_file, load_embedder
+from eval.pixels import Given
 from recognition.cpus import available_cpus
 from recognition.errors import CheckpointError
 
@@ -34,7 +35,7 @@ class Snapshot:
     embed: the backbone.  norm_of: whose norm is the quality proxy; embed_norm: embeds with that one.
     statistics: μ, σ that the run has kept, if it has.  tau: τ of the run; None where it has none.
     data: fingerprint of the training set.  centers: of (C), the classes [start, …) in order, as float32 blocks [n, d],
-    [n, K, d] with sub-centres.
+    [n, K, d] with sub-centres.  notes: what was found of a model file, for people.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Snapshot:
     tau: float | None = None
     data: str | None = None
     centers: Callable[[int], Iterator[tuple[int, np.ndarray]]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def require_model(model: str | Path) -> None:
@@ -60,17 +62,20 @@ def require_model(model: str | Path) -> None:
         resolve_model(path)
 
 
-def open_snapshots(model: str | Path, threads: int | None = None, device: str = "auto") -> Iterator[Snapshot]:
+def open_snapshots(
+    model: str | Path, threads: int | None = None, device: str = "auto", given: Given | None = None
+) -> Iterator[Snapshot]:
     """A run folder's saves from the oldest on; a single snapshot of anything else that `load_embedder` opens.
 
+    given: what the user says of a model file; a run's saves take what they were trained with.
     Saves that do not verify are passed over with a warning. CheckpointError when none is left, or when a good one
     does not hold what a run saves.
     """
     path = Path(model)
     saves = _saves(path)
     if not saves:
-        embedder = load_embedder(path, threads, device)
-        yield Snapshot(str(path), embedder.embed, embedder.embed)
+        embedder = load_embedder(path, threads, device, given)
+        yield Snapshot(str(path), embedder.embed, embedder.embed, notes=tuple(embedder.notes))
         return
     from recognition import checkpoint
 

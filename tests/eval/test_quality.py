@@ -19,6 +19,7 @@ from eval import quality
 from eval.embed import normalise
 from eval.quality import choose, evaluate, load_images
 from eval.quality_figures import cosines_to_centers, cosines_to_means, edges_over, quality_weight, summary, unit
+from eval.quality_images import load_subjects
 from eval.verification import reduce_to
 from recognition import checkpoint, memory
 from recognition.assembly import Run, assemble
@@ -357,7 +358,7 @@ def test_an_onnx_file_by_the_command_without_torch(tmp_path, small_set):
     written = json.loads((tmp_path / "out" / "q.json").read_text())
     images = load_images(small_set, 40)
     assert {**written, "models": None} == {"set": str(small_set), "total": 96, "images": 40, "models": None}
-    assert written["models"] == [evaluate(model, images, (8,), threads=1)]
+    assert written["models"] == [evaluate(model, images, (8,), threads=1, subjects=load_subjects(small_set))]
     (snapshot,) = written["models"][0]["snapshots"]
     wanted = {"step": None, "epoch": None, "norm_of": "model", "tau": 2.0, "tau_from": "default",
               "statistics_from": "images", "centers": "class means"}
