@@ -227,7 +227,9 @@ def _two_lines(stream: io.BytesIO) -> str:
 
 def _shown(value: Any) -> str:
     """Say a value from the file on one line; only flat ones: nested tuples can be as long as one likes."""
-    return ascii(value)[:80] if isinstance(value, (str, int)) else type(value).__name__
+    if isinstance(value, (str, int)):
+        return ascii(value).strip("'")[:80]
+    return type(value).__name__
 
 
 def _encode(machine: _Machine, arguments: tuple) -> bytes:
