@@ -120,7 +120,8 @@ def _of_save(saved: Any, epochs_a_step: float | None, threads: int, device: str)
     def centers(num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, num_classes, CLASSES_AT_ONCE):
             with _readable(saved.folder):
-                rows = saved.rows(start, min(start + CLASSES_AT_ONCE, num_classes))["weight"].float().numpy()
+                stop = min(start + CLASSES_AT_ONCE, num_classes)
+                rows = saved.rows(start, stop, ["weight"])["weight"].float().numpy()
             if not np.isfinite(rows).all():
                 raise CheckpointError(f"{saved.folder}: centres that are not finite")
             yield start, rows
@@ -199,9 +200,7 @@ def _epochs_a_step(path: Path) -> float | None:
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     """A run that goes on removes its oldest saves; one may go while it is read."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, SafetensorError, KeyError) as error:
+    except (CheckpointError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be read (any more): {error}") from None
