@@ -380,14 +380,27 @@ def test_normalise_maps_grey_levels_to_minus_one_to_one():
     assert image.flatten()[:256].equal(levels)
 
 
+def test_where_to_decode_is_a_question_for_gpus_alone(drawn):
+    plan = Plan(100, 10, 0, 1, 0, NOTHING)
+    for kind in ("dali", "fallback") if HAS_DALI else ("fallback",):
+        for decode in ("auto", "cpu"):
+            assert len(list(make_loader(kind, drawn, plan, CPU, 2, decode=decode).batches(0, 2))) == 2
+        for decode in ("mixed", "shared"):
+            with pytest.raises(SettingsError, match=f"data.decode={decode} needs "):
+                make_loader(kind, drawn, plan, CPU, 2, decode=decode)
+
+
 @pytest.mark.gpu
 @needs_dali
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu_decoding_is_within_two_levels_of_the_cpu(faces):
+@pytest.mark.parametrize("decode", ["cpu", "mixed", "shared", "auto"])
+def test_gpu_decoding_is_within_two_levels_of_the_cpu(faces, decode):
     device = torch.device("cuda", torch.cuda.current_device())
     plan = Plan(faces.num_images, 40, 0, 1, 11, Augmentation(crop=0.5))
-    on_gpu = list(make_loader("dali", faces, plan, device, 2).batches(0, 10))
+    loader = make_loader("dali", faces, plan, device, 2, decode=decode)
+    on_gpu = list(loader.batches(0, 10))
+    assert loader.decode in ("cpu", "mixed", "shared")
     for one, other in zip(on_gpu, load("fallback", faces, plan, 0, 10), strict=True):
         assert one.image.device == device
         assert torch.equal(one.label.cpu(), other.label)
-        assert (one.image.cpu().int() - other.image.int()).abs().max() <= 2
+        assert (one.image.cpu().int() - other.image.int()).abs().max() <= (0 if decode == "cpu" else 2)
