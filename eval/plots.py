@@ -149,15 +149,16 @@ def plot(
     show_legend = len({one.name for one in series}) > 1 if legend is None else legend
     rows = _legend_rows(series) if show_legend else []
     height = TOP + PLOT_HEIGHT + BOTTOM + LEGEND_LINE * len(rows)
-    size = f"{_n(WIDTH)} {_n(height)}"
+    size, inner = f"{_n(WIDTH)} {_n(height)}", (_n(WIDTH - LEFT - RIGHT + 4), _n(PLOT_HEIGHT + 4))
     parts = [
         f'<svg class="plot" role="img" viewBox="0 0 {size}" width="{_n(WIDTH)}" height="{_n(height)}">',
         f"<title>{escape(title)}</title>",
         f'<text class="title" x="2" y="14">{escape(_cut(title, int(WIDTH / (LETTER * 1.25))))}</text>',
         *_frame(horizontal, vertical, x_label, y_label),
-        # An inner svg cuts off what leaves the axes, without a clip path, whose name would have to be unique.
-        f'<svg x="{_n(LEFT)}" y="{_n(TOP)}" width="{_n(WIDTH - LEFT - RIGHT)}" height="{_n(PLOT_HEIGHT)}" '
-        f'viewBox="{_n(LEFT)} {_n(TOP)} {_n(WIDTH - LEFT - RIGHT)} {_n(PLOT_HEIGHT)}">',
+        # An inner svg cuts off what leaves the axes, without a clip path, whose name would have to be unique. It is a
+        # little larger, so that a line along the frame is whole.
+        f'<svg x="{_n(LEFT - 2)}" y="{_n(TOP - 2)}" width="{inner[0]}" height="{inner[1]}" '
+        f'viewBox="{_n(LEFT - 2)} {_n(TOP - 2)} {inner[0]} {inner[1]}">',
         *(_mark(horizontal.place(x)) for x in marks),
         *(piece for one in series for piece in _drawn(one, horizontal, vertical)),
         "</svg>",

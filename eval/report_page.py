@@ -5,6 +5,7 @@ goes through `escape` here, so that callers hand over plain text except where an
 Proven by tests/eval/test_report.py.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -29,9 +30,8 @@ nav a { text-decoration: none }
 nav a:hover { text-decoration: underline }
 footer { margin-top: 48px; padding-bottom: 40px; overflow-wrap: anywhere }
 .models { display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 0; margin: 10px 0; list-style: none }
-.model { overflow-wrap: anywhere }
-.model::before { content: ""; display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px;
-  background: var(--model) }
+.model { display: inline-flex; align-items: baseline; gap: 7px; overflow-wrap: anywhere }
+.model::before { content: ""; flex: none; width: 11px; height: 11px; border-radius: 3px; background: var(--model) }
 .scroll { overflow-x: auto; margin: 8px 0 14px; border: 1px solid var(--grid); border-radius: 8px;
   max-width: max-content }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
@@ -40,7 +40,7 @@ thead th { border-top: 0; color: var(--muted); font-weight: 600; font-size: 13px
 tr.first > * { border-top: 1px solid var(--axis) }
 th[scope="row"] { font-weight: 500 }
 .text { text-align: left }
-td.wrap, th.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 24em }
+td.wrap, th.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 14em; max-width: 26em }
 th.pin { position: sticky; left: 0; z-index: 1; background: var(--surface) }
 .best { font-weight: 700 }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 356px), 1fr)); gap: 18px 20px;
@@ -60,7 +60,7 @@ ul.notes { padding-left: 20px; max-width: 90ch; overflow-wrap: anywhere }
   body { font-size: 16px }
   h1 { font-size: 22px }
   th, td { padding: 6px 9px }
-  th.pin { min-width: 30vw; max-width: 40vw; white-space: normal; overflow-wrap: anywhere }
+  th.pin { min-width: 36vw; max-width: 44vw; white-space: normal; overflow-wrap: anywhere }
   nav a { padding: 5px 0 }
   .sheet { gap: 10px }
 }
@@ -85,9 +85,16 @@ class Cell:
         names = [("text", self.text_left or self.row), ("best", self.best), ("pin", self.pin), ("wrap", self.wrap)]
         classes = " ".join(name for name, wanted in names if wanted)
         attributes = (' scope="row"' if self.row else "") + (f' class="{classes}"' if classes else "")
-        inner = escape(self.text) if self.model is None else chip(self.text, self.model)
+        inner = breakable(self.text) if self.row else escape(self.text)
+        if self.model is not None:
+            inner = chip(self.text, self.model, breaks=self.row)
         tag = "th" if self.row else "td"
         return f"<{tag}{attributes}>{inner}</{tag}>"
+
+
+def breakable(name: str) -> str:
+    """A name that may be broken where a reader would: behind its underscores, dots, slashes and hyphens."""
+    return re.sub(r"([_./\-])(?=\w)", r"\1<wbr>", escape(name))
 
 
 def color(model: int) -> str:
@@ -95,9 +102,10 @@ def color(model: int) -> str:
     return f"c{model % plots.SERIES_COLORS}"
 
 
-def chip(name: str, model: int) -> str:
+def chip(name: str, model: int, breaks: bool = False) -> str:
     """A model's name behind its colour."""
-    return f'<span class="model" style="--model: var(--{color(model)})">{escape(name)}</span>'
+    inner = breakable(name) if breaks else escape(name)
+    return f'<span class="model" style="--model: var(--{color(model)})"><span>{inner}</span></span>'
 
 
 def model_list(names: Sequence[str]) -> str:

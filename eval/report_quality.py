@@ -70,7 +70,9 @@ def _spread(value: dict[str, Any] | None) -> str:
 
 
 def _of_model(result: dict[str, Any], images: str, pictures: Pictures) -> str:
-    parts = [plot_grid(quality_plots.figure_4(result))]
+    panels = quality_plots.figure_4(result)
+    half = len(panels) // 2  # norms, and below them z
+    parts = [plot_grid(panels[:half]), plot_grid(panels[half:])]
     if people := quality_plots.figure_8(result):
         parts += [paragraph("Cosine to the own centre over the norm (the paper's Fig. 8):"), plot_grid(people)]
     if examples := _examples(result, images, pictures):

@@ -20,7 +20,7 @@ from eval.verification import embed_with_mirror, load_bin, reduce_to, score, squ
 from recognition.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "wbr"}
 HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;"
 
 
