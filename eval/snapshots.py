@@ -108,7 +108,7 @@ def _of_save(saved: Any, epochs_a_step: float | None, threads: int, device: str)
     from recognition.checkpoint import REPLICATED
 
     settings, step, data = _state(saved)
-    backbone = _backbone_settings(saved.folder, settings)
+    backbone = backbone_settings(saved.folder, settings)
     with _readable(saved.folder):
         tensors = saved.replicated()
 
@@ -153,7 +153,8 @@ def _state(saved: Any) -> tuple[dict[str, Any], int, str | None]:
         raise CheckpointError(f"{saved.folder}: state.json is not a run's: {error}") from None
 
 
-def _backbone_settings(folder: Path, settings: dict[str, Any]) -> Any:
+def backbone_settings(folder: Path, settings: dict[str, Any]) -> Any:
+    """The BackboneSettings of a run's settings, as its save in `folder` has them; CheckpointError when it has none."""
     from recognition.backbones import BackboneSettings, mistakes
 
     try:

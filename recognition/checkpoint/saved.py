@@ -52,18 +52,25 @@ class Saved:
         """Classes of all row files together."""
         return _range(self.row_files[-1])[1]
 
-    def labels(self) -> list[str] | None:
-        """The name of each class; None when the set that was trained on has none."""
+    def labels_file(self) -> bytes | None:
+        """The names of the classes, one a line; None when the set that was trained on has none."""
         path = self.folder / LABELS
         try:
             with open_plain(path) as file:
-                names = file.read().decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+                return file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise CheckpointError(f"{path}: {error}") from None
+
+    def labels(self) -> list[str] | None:
+        """The name of each class, "" for one without; None when the set that was trained on has none."""
+        content = self.labels_file()
+        if content is None:
+            return None
+        names = content.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
         if len(names) != self.num_classes:
-            raise CheckpointError(f"{path}: {len(names)} names of {self.num_classes} classes")
+            raise CheckpointError(f"{self.folder / LABELS}: {len(names)} names of {self.num_classes} classes")
         return names
 
     def replicated(self) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ is pinned; the copies are queued on training's stream, which goes on when they a
 Proven by tests/recognition/checkpoint/test_saver.py and, on CUDA, test_snapshot.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Content:
     step: int
     state: Mapping[str, Any]
     replicated: Mapping[str, Tensor]
-    row_files: list[tuple[int, int, Mapping[str, Blocks]]]
+    row_files: Sequence[tuple[int, int, Mapping[str, Blocks]]]
     ready: Callable[[], None] = lambda: None
 
 
