@@ -132,7 +132,7 @@ def _score_range(series: Sequence[Series]) -> tuple[float, float]:
     return float(edges[used[0]]), float(edges[used[-1] + 1])
 
 
-def discard(results: Sequence[Named]) -> list[str]:
+def discard(results: Sequence[Named], legend: bool | None = None) -> list[str]:
     """False-non-match rate as the pairs of the lowest norms are thrown away, a panel a set; arguments as `figure_9`."""
     panels = []
     for key in _keys(results):
@@ -144,7 +144,7 @@ def discard(results: Sequence[Named]) -> list[str]:
         title = f"Error versus discard, {set_title(found[0][2])}"
         label = f"FNMR at FMR {found[0][2]['discard']['fmr']:g}"
         panels.append(plot(series, title, "share of same pairs thrown away, lowest norm first", label,
-                           legend=len(results) > 1))
+                           legend=len(results) > 1 if legend is None else legend))
     return panels
 
 

@@ -22,6 +22,7 @@ def build(content: Content, title: str | None = None) -> str:
     made = [
         ("scores", "Verification", report_scores.verification(models)),
         ("ijb", "IJB", report_scores.ijb(models)),
+        ("search", "Identification", report_scores.identification(models)),
         ("curves", "ROC, DET and the hardest pairs", report_scores.curves(models, pictures)),
         ("quality", "Quality", report_quality.section(models, pictures)),
         ("seeds", "Comparisons over seeds", report_scores.comparisons(content.comparisons)),

@@ -79,12 +79,14 @@ class Pictures:
             images = [self.of_set(curve["path"], 2 * pair + side, curve["degrade"]) for side in (0, 1)]
             return images, bool(self._open(curve["path"], load_pairs)[1][pair]), f"pair {pair}"
 
-        if any(curve["hardest"].values()) and curve["path"] is None:
-            return paragraph("No pictures of the hardest pairs: where the set lies is not said.", muted=True)
+        if curve["path"] is None:
+            return _unsaid(curve)
         return _sheets(curve["hardest"], look)
 
-    def ijb_sheets(self, folder: str, curve: dict[str, Any]) -> str:
+    def ijb_sheets(self, folder: str | None, curve: dict[str, Any]) -> str:
         """Contact sheets of an IJB folder's hardest pairs, the first face of each template: [id, id, score] each."""
+        if folder is None:
+            return _unsaid(curve)
 
         def look(found: Sequence[float]) -> tuple[list[np.ndarray], bool, str]:
             if not Path(folder).is_dir():
@@ -103,6 +105,12 @@ class Pictures:
             return [crop_face(ijb, face) for face in faces], bool(ijb.issame[there[0]]), caption
 
         return _sheets(curve["hardest"], look)
+
+
+def _unsaid(curve: dict[str, Any]) -> str:
+    if not any(curve["hardest"].values()):
+        return ""
+    return paragraph("No pictures of the hardest pairs: where the set lies is not said.", muted=True)
 
 
 def _sheets(hardest: dict[str, list[list[float]]], look: Look) -> str:

@@ -18,35 +18,41 @@ from recognition.errors import DataError
 COLUMNS = ["norm", "z", "f = 0", "mean f", "own centre", "nearest other", "r"]
 SHARES = (0.0, 0.1, 0.2, 0.5)
 
+Found = tuple[int, Model, str, dict[str, Any], dict[str, Any]]  # model's number, model, file, the set's facts, result
+
 
 def section(models: Sequence[Model], pictures: Pictures) -> str:
     """All that the models' quality results hold; DataError naming the file of one that is not what it should be."""
     parts = []
     for name in dict.fromkeys(name for model in models for name in model.quality):
         found = [(number, model, *model.quality[name]) for number, model in enumerate(models) if name in model.quality]
-        parts += [heading(f"Images: {found[0][3]['images']} of {found[0][3]['total']} of {name}"), _spread_table(found)]
-        for number, model, source, facts, result in found:
-            try:
-                html = _of_model(result, str(facts["set"]), pictures)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise DataError(f"{source}: not a result of eval.quality: {error!r}") from None
-            parts.append(f"<h3>{chip(model.name, number)}</h3>{html}" if len(models) > 1 else html)
-        parts.append(_pairs([(number, model.name, result) for number, model, _, _, result in found], len(models) > 1))
+        try:
+            parts.append(_of_set(found, pictures, len(models) > 1))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            sources = ", ".join(dict.fromkeys(source for _, _, source, _, _ in found))
+            raise DataError(f"{sources}: not a result of eval.quality: {error!r}"[:300]) from None
     return "".join(parts)
 
 
-def _spread_table(found: Sequence[tuple[int, Model, str, dict[str, Any], dict[str, Any]]]) -> str:
+def _of_set(found: Sequence[Found], pictures: Pictures, several: bool) -> str:
+    facts = found[0][3]
+    parts = [heading(f"Images: {facts['images']} of {facts['total']} of {facts['set']}"), _spread_table(found)]
+    for number, model, _, _, result in found:
+        parts.append(f"<h3>{chip(model.name, number)}</h3>" if several else "")
+        parts.append(_of_model(result, str(facts["set"]), pictures))
+    parts.append(_pairs([(number, model.name, result) for number, model, _, _, result in found], several))
+    return "".join(parts)
+
+
+def _spread_table(found: Sequence[Found]) -> str:
     groups = []
-    for number, model, source, _, result in found:
-        try:
-            last = result["snapshots"][-1]
-            groups.append([
-                [Cell(model.name, row=True, pin=True, model=number), Cell(when(last)),
-                 Cell(quality_plots.version_name(row["degrade"]), text_left=True), *map(Cell, _figures(row))]
-                for row in last["versions"]
-            ])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DataError(f"{source}: not a result of eval.quality: {error!r}") from None
+    for number, model, _, _, result in found:
+        last = result["snapshots"][-1]
+        groups.append([
+            [Cell(model.name, row=True, pin=True, model=number), Cell(when(last)),
+             Cell(quality_plots.version_name(row["degrade"]), text_left=True), *map(Cell, _figures(row))]
+            for row in last["versions"]
+        ])
     heads: list[Cell | str] = [Cell("model", text_left=True, pin=True), "epoch", Cell("images", text_left=True)]
     note = ("Mean ± deviation over the images, of the last save. z = (norm − μ)/σ; f: the weight at injection, 0 below "
             "−τ; own centre, nearest other: cosines; r: correlation of norm and cosine to the own centre.")
@@ -113,7 +119,7 @@ def _pairs(found: Sequence[tuple[int, str, dict[str, Any]]], several: bool) -> s
             "pairs, and without the share whose worse image has the lowest norm; area: under that curve.")
     return "".join([
         heading("Scores of pairs, and error versus discard by norm"), table(heads, groups), paragraph(note, muted=True),
-        plot_grid(quality_plots.figure_9(found)), plot_grid(quality_plots.discard(found)),
+        plot_grid(quality_plots.figure_9(found)), plot_grid(quality_plots.discard(found, several)),
     ])
 
 

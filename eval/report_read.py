@@ -176,7 +176,7 @@ def _add_scores(content: Content, model: Model, path: Path, value: Any) -> bool:
     if isinstance(value, list):
         value = {"verification": value}
     if "1:1" in value or "1:N" in value:
-        value = {"ijb": {str(value.get("folder") or _benchmark(value)): value}}
+        value = {"ijb": {str(value.get("folder") or _benchmark(value)): {"folder": None, **value}}}
     known = False
     for row in value.get("verification", ()):
         row, known = _row(row), True
@@ -186,7 +186,10 @@ def _add_scores(content: Content, model: Model, path: Path, value: Any) -> bool:
         _put(content, model, model.curves, (curve["set"], curve["degrade"]), curve, "a curve")
     for folder, result in value.get("ijb", {}).items():
         known = True
-        _put(content, model, model.ijb, str(folder), _ijb(result), "IJB")
+        _put(content, model, model.ijb, str(folder), _ijb({"folder": folder, **result}), "IJB")
+    if "probes" in value:
+        known = True
+        _put(content, model, model.identification, str(value["set"]), _identification(value), "identification")
     # An evaluation without a single set is one, too.
     return known or "verification" in value or "ijb" in value
 
@@ -257,7 +260,7 @@ def _roc_and_hardest(curve: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ijb(result: Mapping[str, Any]) -> dict[str, Any]:
-    checked: dict[str, Any] = {}
+    checked: dict[str, Any] = {"folder": result["folder"]}
     if rates := result.get("1:1"):
         checked["1:1"] = {"pairs": int(number(rates["pairs"]))}
         for reading in ("nearest", "strict"):
@@ -267,6 +270,11 @@ def _ijb(result: Mapping[str, Any]) -> dict[str, Any]:
     if curve := result.get("curve"):
         checked["curve"] = _roc_and_hardest(curve)
     return checked
+
+
+def _identification(result: Mapping[str, Any]) -> dict[str, Any]:
+    norms = {f"mean norm, {part}": _maybe(norm) for part, norm in result["mean_norm"].items()}
+    return {key: _maybe(value) for key, value in result.items() if key not in ("set", "mean_norm")} | norms
 
 
 def _comparison(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from eval.report_run import by_model
 # Of a row of verification: key, heading, digits, and whether more is better (0: neither).
 FIGURES = (("val", "VAL", 4, 1), ("far", "at FAR", 4, 0), ("eer", "EER", 4, -1), ("mean_norm", "mean norm", 2, 0))
 MOST_FALSE_MATCHES = 0.5  # of a DET plot: beyond, nobody sets a threshold
+IDENTIFICATION_NAMES = {"without_mate": "without mate", "map": "mAP", "map_steps": "mAP, by steps"}
 GALLERY_NAMES = {"mated": "mated probes", "non_mated": "non-mated probes"}
 
 
@@ -168,6 +169,23 @@ def _one_to_many_name(key: str) -> str:
     return key
 
 
+def identification(models: Sequence[Model]) -> str:
+    """Tables of identification: a probe's mate among gallery and distractors."""
+    parts = []
+    for name in dict.fromkeys(name for model in models for name in model.identification):
+        found = [(number, model, model.identification[name]) for number, model in enumerate(models)
+                 if name in model.identification]
+        keys = list(dict.fromkeys(key for _, _, figures in found for key in figures))
+        best = {key: marked([one.get(key) for _, _, one in found], 1 if key[:4] in ("rank", "map", "map_") else 0)
+                for key in keys}
+        rows = [[Cell(model.name, row=True, pin=True, model=number),
+                 *(Cell(show(figures.get(key)), best=best[key][place]) for key in keys)]
+                for place, (number, model, figures) in enumerate(found)]
+        heads = [_left("model", pin=True), *(IDENTIFICATION_NAMES.get(key, _one_to_many_name(key)) for key in keys)]
+        parts += [heading(name), table(heads, [rows])]
+    return "".join(parts)
+
+
 def curves(models: Sequence[Model], pictures: Pictures) -> str:
     """ROC and DET plots with their bands, and the hardest pairs; verification sets first, then IJB."""
     parts = []
@@ -179,7 +197,7 @@ def curves(models: Sequence[Model], pictures: Pictures) -> str:
                  if "curve" in model.ijb.get(folder, {})]
         if found:
             parts.append(_set_of_curves(models, f"{folder}, 1:1", found,
-                                        partial(pictures.ijb_sheets, folder)))
+                                        partial(pictures.ijb_sheets, found[0][1].ijb[folder]["folder"])))
     if parts:
         parts.insert(0, paragraph("Bands: 95 % of the curves drawn anew from the same data.", muted=True))
     return "".join(parts)

@@ -1,5 +1,6 @@
 """eval/quality_plots.py: the figures against the numbers that they draw."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
@@ -7,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from eval import quality
+from eval import quality, report
 from eval.quality_images import LEAST_OF_SUBJECT, MOST_OF_SUBJECT, load_images, load_subjects
 from eval.quality_plots import discard, figure_4, figure_8, figure_9, table_1, write_figures
+from eval.report_read import read_all
 from eval.snapshots import Snapshot
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError
@@ -132,6 +134,37 @@ def test_files(result, small_set, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         write_figures(tmp_path / "file", value)
+
+
+def test_the_report_shows_it(result, small_set, tmp_path):
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps({"set": str(small_set), "total": 96, "images": 60, "models": [result]}))
+    page = report.build(read_all([str(path)]))
+    cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page)]
+    rows = "|".join(cells)
+    for version in result["snapshots"][-1]["versions"]:
+        spreads = [f"{version[key]['mean']:z.3f} ± {version[key]['deviation']:.3f}".replace("-", "−")
+                   for key in ("norm", "z")]
+        name = f"{version['degrade']}×{version['degrade']}" if version["degrade"] else "as they are"
+        assert "|".join(["net", "24", name, *spreads, f"{version['unrecognizable']:.4f}"]) in rows
+    for one in result["pairs"]:
+        name = f"pairs, {one['degrade']}×{one['degrade']}" if one["degrade"] else "pairs"
+        same = f"{one['same']['mean']:z.3f} ± {one['same']['deviation']:.3f}".replace("-", "−")
+        assert "|".join([name, "net", "20", same]) in rows
+        assert f"{one['discard']['fnmr'][0]:.4f}" in cells
+        assert f"{one['discard']['area']:.4f}" in cells
+    assert page.count("<img") == sum(map(len, result["examples"].values()))
+    for title in ("Norm, final: epochs 20–24", "Error versus discard, pairs", "Pair scores, pairs, 8×8"):
+        assert f">{title}</text>" in page
+
+
+@pytest.mark.parametrize("lacking", ["snapshots", "histogram_edges", "model"])
+def test_the_report_refuses_what_lacks_parts(result, small_set, tmp_path, lacking):
+    hollow = {key: value for key, value in result.items() if key != lacking}
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps({"set": str(small_set), "total": 96, "images": 60, "models": [hollow]}))
+    with pytest.raises(DataError, match=rf"q\.json: .*{lacking}"):
+        report.build(read_all([str(path)]))
 
 
 def test_subjects_are_two_with_enough_images(tmp_path):

@@ -310,6 +310,22 @@ def test_garbage_is_refused_by_name(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_identification(tmp_path):
+    value = {"set": "TinyFace", "probes": 40, "gallery": 30, "distractors": 100, "without_mate": 1, "rank1": 0.6251,
+             "rank5": None, "map": 0.5, "map_steps": 0.4873, "mean_norm": {"probe": 9.5, "gallery": 12.25}}
+    (tmp_path / "net.json").write_text(json.dumps(value))
+    page = Page(built(tmp_path / "net.json"))
+    assert ["model", "probes", "gallery", "distractors", "without mate", "rank 1", "rank 5", "mAP", "mAP, by steps",
+            "mean norm, probe", "mean norm, gallery"] in page.rows
+    assert ["net", "40", "30", "100", "1", "0.6251", "–", "0.5000", "0.4873", "9.5000", "12.2500"] in page.rows
+
+
+def test_templates_of_a_result_without_a_folder(tmp_path):
+    (tmp_path / "net.json").write_text(json.dumps(ijb_result()))
+    text = Page(built(tmp_path / "net.json")).text
+    assert "No pictures of the hardest pairs: where the set lies is not said." in text
+
+
 def test_status_and_line_of_a_file_that_is_not_there(tmp_path):
     command = [sys.executable, "-m", "eval.report", str(tmp_path / "no.json"), "--out", str(tmp_path / "r.html")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
