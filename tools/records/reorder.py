@@ -116,3 +116,4 @@ def _through_buckets(
         starts = np.cumsum(np.append(0, lengths[written]), dtype=np.int64)
         for row in numbers(np.argsort(written)):
             yield data[starts[row] : starts[row + 1]]
+        del data  # or it would stay until the next bucket is there
