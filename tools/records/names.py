@@ -12,6 +12,7 @@ import numpy as np
 from recognition.data.dataset import Property
 from recognition.errors import DataError
 
+_LARGEST = 10**18  # what surely fits an int64
 _BLOCK = 64 << 20  # bytes of a list file looked at at once
 
 
@@ -65,10 +66,12 @@ class ListFile:
         text = self._data[start : self._ends[row]].tobytes().decode("utf-8", "surrogateescape").rstrip("\r")
         fields = text.split("\t")
         try:
-            return int(fields[0]), int(float(fields[1])), fields[-1]
-        except (ValueError, IndexError, OverflowError) as error:
-            reason = f"line {row + 1}: expected 'key<tab>label<tab>path', found {text[:60]!r}"
-            raise DataError(f"{self.path}: {reason}") from error
+            key, label = int(fields[0]), int(float(fields[1]))
+        except (ValueError, IndexError, OverflowError):
+            key = label = -1
+        if not (0 <= key < _LARGEST and 0 <= label < _LARGEST):
+            raise DataError(f"{self.path}: line {row + 1}: expected 'key<tab>label<tab>path', found {text[:60]!r}")
+        return key, label, fields[-1]
 
     def __iter__(self) -> Iterator[tuple[int, int, str]]:
         return (self.line(row) for row in range(len(self)))
@@ -141,7 +144,7 @@ def _labels_file(path: Path) -> Iterator[tuple[int, str]]:
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             label, tab, name = line.rstrip("\r\n").partition("\t")
-            if not tab or not label.isdecimal():
+            if not tab or not label.isdecimal() or len(label) > 18:
                 raise DataError(f"{path}: line {number}: expected 'label<tab>name', found {line[:60]!r}")
             yield int(label), name
 

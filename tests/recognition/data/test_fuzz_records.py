@@ -1,4 +1,4 @@
-"""Damaged and hostile records, indices and property files: read rightly or refused as DataError, in flat memory.
+"""Damaged and hostile records, indices and files beside them: read rightly or refused as DataError, in flat memory.
 
 1,000 cases by default, 10,000 marked slow. Cases begin with good files, so that damage lies behind the first checks.
 """
@@ -26,6 +26,7 @@ from recognition.data.recordio import (
     unpack_record,
     write_index,
 )
+from recognition.data.sample_map import map_path
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError
 
@@ -156,7 +157,7 @@ COUNTS = pytest.mark.parametrize("share", [0.1, pytest.param(1, marks=pytest.mar
 def test_sets(good, tmp_path, flat, share):
     outcomes = Counter()
 
-    @fuzz(3500 * share, which=st.integers(0, 2), rec=edits(WORDS), text=edits(TEXTS), files=st.integers(1, 7),
+    @fuzz(2500 * share, which=st.integers(0, 2), rec=edits(WORDS), text=edits(TEXTS), files=st.integers(1, 7),
           aligned=st.booleans())
     def check(which, rec, text, files, aligned):
         for bit, (name, changes) in enumerate([("train.rec", rec), ("train.idx", text), ("property", text)]):
@@ -207,7 +208,7 @@ def test_records(good, tmp_path, flat, share):
 def test_indices(good, tmp_path, flat, share):
     path = tmp_path / "some.idx"
 
-    @fuzz(2000 * share, which=st.integers(0, 2), changes=edits(TEXTS), raw=st.none() | st.binary(max_size=60))
+    @fuzz(2500 * share, which=st.integers(0, 2), changes=edits(TEXTS), raw=st.none() | st.binary(max_size=60))
     def check(which, changes, raw):
         data = edited(good[which]["train.idx"], changes) if raw is None else raw
         path.write_bytes(data)
@@ -236,6 +237,22 @@ def test_property_and_checksum_files(good, tmp_path, flat, share):
         with refusal(f"{path}: ") as outcome:
             read_checksums(path)
         assert outcome.refused or data[:8] + data[16:] == sums[:8] + sums[16:]  # the size is compared elsewhere
+
+
+@COUNTS
+def test_maps_of_samples(good, tmp_path, flat, share):
+    """A damaged map is not believed: the samples are those of a set without one."""
+    folder = tmp_path / "plain_set"
+    wanted = [(label, bytes(open_dataset(folder).encoded(at))) for at, label in enumerate(open_dataset(folder).labels)]
+    open_dataset(folder, sidecar="write")
+    written = map_path(folder).read_bytes()
+    words = [*WORDS, *TEXTS, b"null", b"[]", b"{}", b"1e999", b"-1", b'"', b"\x00" * 8]
+
+    @fuzz(500 * share, changes=edits(words))
+    def check(changes):
+        map_path(folder).write_bytes(edited(written, changes))
+        dataset = open_dataset(folder)
+        assert [(label, bytes(dataset.encoded(at))) for at, label in enumerate(dataset.labels)] == wanted
 
 
 def test_edits_edit():

@@ -1,11 +1,16 @@
 """Names of identities and images, from labels.tsv and from list files in any order, and contradictions refused."""
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordWriter, pack_record, write_index
 from recognition.errors import DataError
 from tools.records.names import ImageNames, ListFile, identity_names
+from tools.records.pairs import read_list
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def test_contradictions_in_labels(im2rec_set, text, reason):
     assert str(caught.value).startswith(f"{im2rec_set / 'labels.tsv'}: {reason}")
 
 
-@pytest.mark.parametrize("line", ["x\t7\ta", "1", "1\tnan\ta", "1\tinf\ta", ""])
+@pytest.mark.parametrize("line", ["x\t7\ta", "1", "1\tnan\ta", "1\tinf\ta", "", "-1\t7\ta", "1\t1e30\ta"])
 def test_malformed_lists(im2rec_set, line):
     (im2rec_set / "train.lst").write_text(f"0\t7\ta/0.jpg\n{line}\n")
     with pytest.raises(DataError, match="line 2: expected 'key<tab>label<tab>path'"):
@@ -72,3 +77,27 @@ def test_no_names(im2rec_set):
     dataset = open_dataset(im2rec_set)
     assert identity_names(dataset) is None
     assert ImageNames(dataset)[3] == f"{im2rec_set.name}/3"
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_any_text_is_names_or_refused(im2rec_set, count):
+    """Hostile labels, image lists and pairs: nothing but a DataError comes out."""
+    fields = st.sampled_from(
+        ["0", "1", "7", "9", "a", "b", "nan", "1e999", "-1", "٣", "9" * 5000, "", " ", "\udc80", "x/y"])
+    lines = st.lists(st.lists(fields, max_size=5).map("\t".join), max_size=6).map("\n".join)
+
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None)
+    @given(text=lines | st.text(max_size=40), name=st.sampled_from(["labels.tsv", "train.lst", "pairs.txt"]))
+    def check(text, name):
+        for path in ("labels.tsv", "train.lst", "pairs.txt"):
+            (im2rec_set / path).unlink(missing_ok=True)
+        (im2rec_set / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+        with suppress(DataError):
+            dataset = open_dataset(im2rec_set)
+            names = identity_names(dataset)
+            assert names is None or names.keys() >= {7, 9}
+            assert all(ImageNames(dataset)[sample] for sample in range(4))
+        with suppress(DataError):
+            assert read_list(im2rec_set / "pairs.txt")
+
+    check()
