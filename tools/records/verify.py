@@ -37,15 +37,17 @@ def _verify(options: argparse.Namespace) -> int:
     if options.replace and not options.repair:
         raise SettingsError("--replace without --repair: nothing is written")
     findings, checks = check(options.set, options.threads)
-    facts: dict[str, Any] = {"root": str(options.set), **vars(findings)}
+    facts: dict[str, Any] = {"root": str(options.set)}
+    if options.repair:  # which may find something, too
+        how = Writing(options.shards, options.memory)
+        facts["repair"] = repair(options.set, checks, findings, options.repair, how, options.replace)
+    facts.update(vars(findings))
     lines = [sentence(problem) for problem in findings.problems]
     lines += [f"warning: {sentence(warning)}" for warning in findings.warnings]
     compared = f", {findings.compared:,} checksums compared" if findings.compared else ", no checksums"
     lines.append(f"{options.set}: {findings.records:,} records, {findings.images:,} images, "
                  f"{len(findings.problems)} problems, {len(findings.warnings)} warnings{compared}")
     if options.repair:
-        how = Writing(options.shards, options.memory)
-        facts["repair"] = repair(options.set, checks, findings, options.repair, how, options.replace)
         lines.append(f"{options.repair}: {facts['repair']['images']:,} images; what was left out is in left_out.tsv")
     report(facts, "\n".join(lines), options.json)
     return DataError.status if findings.problems and not options.repair else 0
