@@ -31,13 +31,13 @@ and its DTensors, which ranks own evenly.
 Proven by tests/recognition/checkpoint/.
 """
 
-from recognition.checkpoint.keep import Keep, prune, score_of
+from recognition.checkpoint.keep import Keep, score_of
 from recognition.checkpoint.layout import REPLICATED
 from recognition.checkpoint.saved import Saved, latest, open_save, problems, read, saves, saves_in
 from recognition.checkpoint.saver import Saver, save
 from recognition.checkpoint.writing import POINTS, Published
 
 __all__ = [
-    "POINTS", "REPLICATED", "Keep", "Published", "Saved", "Saver", "latest", "open_save", "problems", "prune", "read",
+    "POINTS", "REPLICATED", "Keep", "Published", "Saved", "Saver", "latest", "open_save", "problems", "read",
     "save", "saves", "saves_in", "score_of",
 ]

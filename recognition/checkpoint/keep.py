@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recognition.checkpoint.layout import STATE, STEP, read_json, unfinished_folder
-from recognition.checkpoint.saved import problems, saves
+from recognition.checkpoint.saved import saves
 from recognition.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -46,28 +46,17 @@ class Keep:
         return kept
 
 
-def prune(
-    folder: Path, keep: Keep | int, verified: int | None = None, removing: Callable[[], None] = lambda: None
-) -> None:
-    """Remove the saves that `keep` (a number: that many of the newest) does not; called by one rank.
+def prune(folder: Path, keep: Keep, newest: int, removing: Callable[[], None]) -> None:
+    """Remove the saves that `keep` does not, of those up to step `newest`, which was just read back; by one rank.
 
-    verified: the step of a save that was just read back; later ones, which a run that fell back has passed over, are
-    left alone. Without it the newest is verified first, and nothing is removed when it is not good.
-    removing: called before each removal.
+    Later ones, which a run that fell back has passed over, are left alone.  removing: called before each removal.
     """
-    keep = Keep(last=keep, best=False) if isinstance(keep, int) else keep
-    by_step = {_step(path): path for path in saves(folder)}
-    if verified is not None:
-        by_step = {step: path for step, path in by_step.items() if step <= verified}
-    stay = keep.steps({step: score_of(path) for step, path in by_step.items()})
-    if stay == by_step.keys() or (verified is None and problems(by_step[max(by_step)])):
-        return
-    for step in sorted(by_step.keys() - stay):
+    by_step = {step: path for path in saves(folder) if (step := _step(path)) <= newest}
+    for step in sorted(by_step.keys() - keep.steps({step: score_of(path) for step, path in by_step.items()})):
         removing()
         try:
             # One that is killed half removed must not look like a save that was damaged.
-            doomed = by_step[step].rename(unfinished_folder(folder, step))
-            shutil.rmtree(doomed)
+            shutil.rmtree(by_step[step].rename(unfinished_folder(folder, step)))
         except OSError as error:
             log.warning("%s: an old checkpoint cannot be removed: %s", by_step[step], error)
 

@@ -81,7 +81,7 @@ class Saver:
         """
         self.finish()
         audit("snapshot", step)
-        state = {"step": step, "score": score, **state}
+        state = {**state, "step": step, "score": score}
         json_bytes(state)  # what cannot be written fails here, not on a thread
         what = content(step, state, replicated if self._ranks.is_first else {}, rows, start)
         if self._copies is None:

@@ -1,7 +1,8 @@
 """Which saves stay, as a rule on their steps and scores and as folders on the disk."""
 
 import json
-import shutil
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from recognition import checkpoint
 from recognition.checkpoint import Keep, Saver
 from recognition.distributed import Ranks
+from recognition.errors import CheckpointError
 
 scored = st.dictionaries(st.integers(0, 500), st.none() | st.floats(-1, 1), max_size=30)
 
@@ -75,19 +77,6 @@ def test_what_a_run_fell_back_from_does_not_push_out_what_it_saves(tmp_path):
     assert saved.step == 3
 
 
-def test_nothing_goes_while_the_newest_is_not_good(tmp_path):
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, {}, {"weight": torch.zeros(2, 2)}, 0, {}, Ranks())
-    checkpoint.prune(tmp_path, keep=0)
-    assert _steps(tmp_path) == [1, 2, 3]
-    (tmp_path / "step-000000003" / "state.json").unlink()
-    checkpoint.prune(tmp_path, keep=1)
-    assert _steps(tmp_path) == [1, 2, 3]
-    shutil.rmtree(tmp_path / "step-000000003")
-    checkpoint.prune(tmp_path, keep=1)
-    assert _steps(tmp_path) == [2]
-
-
 def test_a_save_whose_score_cannot_be_read_is_not_the_best(tmp_path):
     for step, score in ((1, 0.9), (2, 0.5), (3, 0.1)):
         with Saver(tmp_path, Ranks(), Keep(last=0)) as saver:
@@ -96,3 +85,31 @@ def test_a_save_whose_score_cannot_be_read_is_not_the_best(tmp_path):
     for content in ("{", json.dumps({"score": "0.9"}), json.dumps({"score": True})):
         state.write_text(content)
         assert Keep(last=1).steps({1: checkpoint.score_of(state.parent), 2: 0.5, 3: 0.1}) == {2, 3}
+
+
+def _does_not_read_back(ranks: Ranks, folder: str) -> str:
+    """Saves step 3 on a disk that changes a byte of what it was given."""
+    try:
+        with Saver(Path(folder), ranks, Keep(last=1)) as saver:
+            saver.save(3, {}, {"weight": torch.zeros(2, 2)}, 0, {})
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_nothing_goes_when_the_new_save_does_not_read_back(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {}, {"weight": torch.zeros(2, 2)}, 0, {}, Ranks())
+
+    def lying_disk(event: str, arguments: tuple) -> None:
+        if event == "recognition.checkpoint" and arguments[0] == "replicated written":
+            (path,) = tmp_path.glob(".step-*/rows-*")
+            path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+    child = os.fork()
+    if not child:  # an audit hook stays for good
+        sys.addaudithook(lying_disk)
+        said = _does_not_read_back(Ranks(), str(tmp_path))
+        os._exit(0 if "just written, but rows-00000000-00000002.safetensors is damaged" in said else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert _steps(tmp_path) == [1, 2]

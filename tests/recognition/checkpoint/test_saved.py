@@ -105,8 +105,6 @@ def test_damage_falls_back_to_the_save_before(on_ranks, tmp_path, caplog, kind, 
     assert saved is not None
     assert saved.step == 1
     assert f"not a good checkpoint, trying the one before: {newest}: {wrong}" in caplog.text
-    checkpoint.prune(tmp_path, keep=1)
-    assert (tmp_path / "step-000000001").is_dir(), "the last good save must survive"
 
 
 def test_a_flipped_bit_is_found_in_every_byte(tmp_path):
