@@ -2,7 +2,7 @@
 
 Owns the use of the lists; the counting is eval/metrics'. Two readings: each gallery by itself, where the probes without
 a mate in it give the threshold, and their mean; and both galleries as one, where every probe has its mate. Proven by
-tests/eval/test_ijb_search.py, against both written out probe by probe.
+tests/eval/test_ijb.py, against both written out probe by probe.
 """
 
 from typing import Any
