@@ -118,7 +118,8 @@ def assemble(config: Config, ranks: Ranks) -> Run:
         ),
         BackboneOptimizer(config.optimizer, backbone.named_parameters(), scaled=product_dtype == torch.float16),
         BatchStatistics(backbone, ranks),
-        MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm) if inject.needs_momentum else None,
+        MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm, ranks)
+        if inject.needs_momentum else None,
         Guard(ranks),
     )
 

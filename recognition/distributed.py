@@ -51,6 +51,10 @@ class Ranks:
         return self.rank == 0
 
 
+ALONE = Ranks()
+"""A single process."""
+
+
 def start(timeout_seconds: float, progress: Progress | None = None) -> Ranks:
     """Join the process group that torchrun's environment describes: NCCL with a GPU per local rank, else gloo."""
     progress = progress or Progress()

@@ -11,12 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recognition.batch_statistics import BatchStatistics
+from recognition.distributed import ALONE, Ranks
+
 
 class MomentumBackbone:
-    """A copy of `online` that follows it. batch_norm "train": normalises by the batch instead of its statistics."""
+    """A copy of `online` that follows it, the same on all ranks.
+
+    batch_norm "train": normalises by the batch instead of its statistics, which its own forward then moves: averaged
+    over ranks, and put back after a step that was not taken, as the online backbone's.
+    """
 
     def __init__(
-        self, online: nn.Module, decay: float, batch_norm: Literal["average", "train"] = "average"
+        self, online: nn.Module, decay: float, batch_norm: Literal["average", "train"] = "average",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.decay = decay
         self.module = copy.deepcopy(online).requires_grad_(False).train(batch_norm == "train")
@@ -27,16 +35,16 @@ class MomentumBackbone:
         pairs += [(mine, theirs) for mine, theirs in buffers if mine.is_floating_point()]
         self._mine = [mine for mine, _ in pairs]
         self._online = [theirs for _, theirs in pairs]
-        # In mode "train" the module's own forward moves its statistics: they return after a step that was not taken.
-        self._own = [*self.module.buffers()] if batch_norm == "train" else []
-        self._before: list[Tensor] = []
+        # In mode "train" the module's own forward moves its statistics, on each rank by its own images.
+        self._own = BatchStatistics(self.module, ranks) if batch_norm == "train" else None
+        self._before: tuple[Tensor, Tensor] | None = None
         self._counters = [(mine, theirs) for mine, theirs in buffers if not mine.is_floating_point()]
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Embeddings [b, d] without gradient."""
-        if not self._before:  # of a batch in parts, before the first
-            self._before = [buffer.clone() for buffer in self._own]
+        if self._own is not None and self._before is None:  # of a batch in parts, before the first
+            self._before = self._own.remember()
         return self.module(image)
 
     @torch.no_grad()
@@ -47,6 +55,6 @@ class MomentumBackbone:
         torch._foreach_lerp_(self._mine, self._online, step)  # type: ignore[call-overload]
         for mine, theirs in self._counters:
             torch.where(good, theirs, mine, out=mine)
-        for mine, before in zip(self._own, self._before, strict=False):  # none was kept without a forward
-            torch.where(good, mine, before, out=mine)
-        self._before = []
+        if self._own is not None and self._before is not None:
+            self._own.settle(self._before, good)
+            self._before = None

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Within this context SIGTERM and SIGINT are noted. signal: the first one's number, 0 for none."""
+    """Within this context SIGTERM and SIGINT are noted, and after it once one came. signal: the first one, 0 for none."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -25,6 +25,8 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.signal:  # the process is on its way out, and the next signal does not hurry it
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

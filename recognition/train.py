@@ -264,8 +264,19 @@ def record_start(run: Run) -> None:
     write_status(run.config.folder, "running", step=run.step, steps=len(run.rates), epoch=run.epoch)
 
 
-def end_process(status: int) -> NoReturn:
-    """Leave at once: threads that wait for a peer that is gone would keep the interpreter from ending."""
+def run_rank(arguments: Sequence[str]) -> NoReturn:
+    """`main` as a process of its own: notes how it ended and leaves with its status.
+
+    At once: threads that wait for a peer that is gone would keep the interpreter from ending.
+    """
+    try:
+        status = main(arguments)
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as failure:
+        status, text = note_failure(failure)
+        if note_path("failure") is None:  # nobody else will say it
+            print(text, file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -273,12 +284,4 @@ def end_process(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    try:
-        exit_status = main(sys.argv[1:])
-    except KeyboardInterrupt:
-        exit_status = 130
-    except Exception as failure:
-        exit_status, text = note_failure(failure)
-        if note_path("failure") is None:  # nobody else will say it
-            print(text, file=sys.stderr)
-    end_process(exit_status)
+    run_rank(sys.argv[1:])
