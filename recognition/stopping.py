@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Within this context SIGTERM and SIGINT are noted, and after it once one came. signal: the first one, 0 for none."""
+    """Notes SIGTERM and SIGINT within this context, and after it once one came. signal: the first one, 0 for none."""
 
     def __init__(self) -> None:
         self.signal = 0
