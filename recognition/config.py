@@ -153,14 +153,16 @@ VARIANTS: dict[type, dict[str, type]] = {
 }
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
 
-FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.reader",
-                  "data.decode", "data.threads", "data.bad_share", "head.tile_bytes")
+FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.decode",
+                  "data.threads", "data.bad_share", "head.tile_bytes")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
 fingerprint, not by its place. With rows in bf16 other tiles round other rows up: as good, but not the same bits."""
 
 
-A_RANKS_OWN = ("output", "data.root", "data.reader", "data.decode", "data.threads")
+A_RANKS_OWN = ("output", "data.root", "data.decode", "data.threads")
 """Settings that may differ between the ranks of a run: places on their machines, and how they read."""
+
+READER = "data.reader"  # may differ among those that take the plan's order, which all but `stream` do
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> Config:
@@ -355,6 +357,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
     plain_old, plain_new = json.loads(json.dumps(settings_of(Config(name="")) | old)), json.loads(json.dumps(new))
     plain_old = {name: value for name, value in plain_old.items() if name in old or name in new}
+    plain_old, plain_new = _with_order(plain_old), _with_order(plain_new)
     return [
         f"{name}: {plain_old.get(name)} → {plain_new.get(name)}"
         for name in sorted(plain_old.keys() | plain_new.keys())
@@ -364,12 +367,19 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def decisive_settings(config: Config) -> dict[str, Any]:
     """The settings that decide what is trained: a run goes on only with the same."""
-    return {name: value for name, value in settings_of(config).items() if not _is_free(name)}
+    return {name: value for name, value in _with_order(settings_of(config)).items() if not _is_free(name)}
 
 
 def agreed_settings(config: Config) -> dict[str, Any]:
     """The settings that all ranks must share, since they decide what is computed and when ranks exchange anything."""
-    return {name: value for name, value in settings_of(config).items() if name not in A_RANKS_OWN}
+    return {name: value for name, value in _with_order(settings_of(config)).items() if name not in A_RANKS_OWN}
+
+
+def _with_order(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the reader replaced by what it decides."""
+    if READER not in settings:
+        return settings
+    return settings | {READER: "stream" if settings[READER] == "stream" else "in the plan's order"}
 
 
 def _is_free(name: str) -> bool:

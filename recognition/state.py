@@ -7,6 +7,7 @@ metrics.jsonl. Proven by tests/recognition/test_train.py and test_faults.py.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from recognition.errors import CheckpointError, SettingsError
 from recognition.replicas import require_equal
 
 
-def make_saver(run: Run) -> Saver:
-    """What writes the run's checkpoints, as its settings say."""
+def make_saver(run: Run, names: Mapping[int, str] | None = None) -> Saver:
+    """What writes the run's checkpoints, as its settings say, with the names of the classes (rank 0's) in them."""
     settings = run.config.checkpoint
+    labels = None if names is None else [names.get(label, "") for label in range(run.dataset.num_classes)]
     keep = Keep(settings.keep, settings.keep_best, settings.keep_every_steps)
-    return Saver(run.config.folder / "checkpoints", run.ranks, keep, settings.asynchronous)
+    return Saver(run.config.folder / "checkpoints", run.ranks, keep, settings.asynchronous, labels)
 
 
 def replicated_state(run: Run) -> dict[str, Tensor]:

@@ -29,8 +29,9 @@ from recognition.cause import note_failure, note_path, note_stop
 from recognition.checkpoint import Saver
 from recognition.config import Config, find_sets, load, settings_of
 from recognition.data.batch import Batch, normalise
-from recognition.distributed import Ranks, max_over_ranks
-from recognition.errors import NumericsError
+from recognition.data.dataset import split_roots
+from recognition.distributed import Ranks, max_over_ranks, sum_over_ranks
+from recognition.errors import DataError, NumericsError
 from recognition.guard import Verdict
 from recognition.log import RunLog, logger, provenance
 from recognition.micro_batches import MicroBatches
@@ -40,6 +41,8 @@ from recognition.state import SaveClock, keep_best, make_saver, model_info, repl
 from recognition.status import write_status
 from recognition.stopping import StopRequest
 from recognition.streams import torch_seed
+from recognition.warm_start import warm_start
+from tools.records.names import identity_names
 
 _DROPOUT = 0x64726F706F7574  # keeps this use of the seed apart from others
 
@@ -88,11 +91,17 @@ def train(config: Config, ranks: Ranks) -> Run:
     """
     with contextlib.closing(RunLog(config.folder, ranks)) as log, StopRequest() as stop:
         run = assemble(config, ranks)
+        names = class_names(run)
         resume(run)
+        if run.saved < 0:
+            kept = warm_start(config.start, config.backbone, replicated_state(run), run.head.state(), run.head.start,
+                              names, run.dataset.num_classes, ranks)
+            if kept:
+                logger.info(kept)
         begin(run)
         sets = find_sets(config) if config.evaluation.every_epochs > 0 else []
         verifier = Verifier(sets, config.evaluation.degrade, ranks)
-        with make_saver(run) as saver:
+        with make_saver(run, names) as saver:
             while not run.is_over or run.scored != run.step:
                 log.begin(run.step, len(run.rates), config.log.tensorboard)
                 try:
@@ -159,6 +168,8 @@ def log_step(run: Run, log: RunLog, figures: StepFigures, lr: float) -> None:
     """Write the figures of this step; the host waits for the device here."""
     values = {"loss": figures.loss.item(), "lr": lr, "gradient_norm": figures.gradient_norm.item()}
     values |= run.head.injection_figures(run.step)
+    met = sum_over_ranks(torch.tensor([run.loader.bad.count], device=run.ranks.device), run.ranks).item()
+    values |= {"bad_samples": met} if met else {}
     log.steps(run.step, run.epoch, run.config.batch_size, values)
 
 
@@ -219,6 +230,7 @@ def evaluate_where_due(run: Run, log: RunLog, verifier: Verifier, saver: Saver, 
     if scores is None:  # a signal came: the evaluation is made up for when the run goes on
         save_now(run, saver)
         leave(run, saver, int(max_over_ranks(torch.tensor([stop.signal], device=run.ranks.device), run.ranks)))
+    assert scores is not None
     run.scores, run.scored = scores, run.step
     log.scores(run.step, run.epoch, run.scores)
     keep_best(run)
@@ -231,6 +243,18 @@ def seed_step(run: Run, *part: int) -> None:
     part: number of a micro-batch, where there are several.
     """
     torch.manual_seed(torch_seed(_DROPOUT, run.config.seed, run.step, run.ranks.rank, *part))
+
+
+def class_names(run: Run) -> dict[int, str] | None:
+    """The identities' names by class, on rank 0, where one set that has names is trained on; else None."""
+    names, failure = None, None
+    if run.ranks.is_first and len(split_roots(run.config.data.root)) == 1:
+        try:
+            names = identity_names(run.dataset)
+        except DataError as error:
+            failure = error
+    distributed.fail_together(failure, run.ranks)
+    return names
 
 
 def begin(run: Run) -> None:

@@ -129,7 +129,7 @@ def test_every_setting_is_read_somewhere():
     )
     holders = {
         "Config": "(?:config|self)", "DataSettings": "data", "EvaluationSettings": "evaluation", "LogSettings": "log",
-        "CheckpointSettings": "checkpoint", "StartSettings": "start", "HeadSettings": "(?:settings|head)",
+        "CheckpointSettings": "(?:settings|checkpoint)", "StartSettings": "start", "HeadSettings": "(?:settings|head)",
         "BackboneSettings": "(?:settings|backbone)",
         "OptimizerSettings": "(?:settings|optimizer)", "ScheduleSettings": "settings", "Augmentation": "augmentation",
         "Injection": "(?:inject|injection)", "VPL": "(?:inject|injection|self)", "QAFace": "(?:inject|injection|self)",
