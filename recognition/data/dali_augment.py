@@ -1,7 +1,7 @@
 """A planned augmentation as a part of DALI's graph: the arrays that the graph asks for, and its operators.
 
 Augmentation that the settings never ask for is not in the graph. What is not augmented takes no part in the branches.
-Proven by tests/recognition/data/test_loaders.py, against recognition/data/augment.py.
+Proven against recognition/data/augment.py by tests/recognition/data/test_loaders.py and test_augment_pixels.py.
 """
 
 import itertools
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from nvidia import dali as typed_dali
 
-from recognition.data.augmentation import IMAGE_SIDE, INTERPOLATIONS, Augmentation, Draws
+from recognition.data.augment import blur_radius
+from recognition.data.augmentation import IMAGE_SIDE, INTERPOLATIONS, Augmentation, Draws, draw_augmentation
 
 dali: Any = typed_dali  # DALI's type stubs lack much of what its modules have
 fn, types = dali.fn, dali.types
@@ -27,19 +28,33 @@ _FILTER_NUMBERS = np.array([int(_FILTERS[name]) for name in INTERPOLATIONS], np.
 
 def num_inputs(augmentation: Augmentation) -> int:
     """How many arrays `inputs` gives."""
-    return 1 + 3 * (augmentation.crop > 0) + 5 * (augmentation.downsample > 0)
+    return len(inputs(augmentation, draw_augmentation(augmentation, 0, 0, np.zeros(1, np.int64))))
 
 
 def inputs(augmentation: Augmentation, draws: Draws) -> list[np.ndarray]:
     """The arrays of a batch, one row a sample, in the order in which `augmented` takes them."""
     arrays: list[np.ndarray] = [draws.flip.astype(np.int32)]
+    if augmentation.resized_crop > 0:
+        arrays += [draws.is_resized_crop, draws.resized[:, :2], draws.resized[:, 2:]]
+    if augmentation.colour > 0 or augmentation.greyscale > 0:
+        arrays += [draws.is_coloured, draws.colour]
+    if augmentation.blur > 0:
+        # where nothing is blurred the numbers are not used, but must be such as the operator takes
+        sigma = np.where(draws.is_blurred, draws.sigma, np.float32(1))
+        window = np.array([2 * blur_radius(x) + 1 for x in sigma.tolist()], np.int32)
+        arrays += [draws.is_blurred, sigma, window]
     if augmentation.crop > 0:
         arrays += [draws.is_cropped, *blanked_regions(draws.crop)]
     if augmentation.downsample > 0:
         side = np.repeat(draws.side[:, None], 2, axis=1).astype(np.float32)
         is_area = draws.down == INTERPOLATIONS.index("area")
         arrays += [draws.is_downsampled, side, is_area, _FILTER_NUMBERS[draws.down], _FILTER_NUMBERS[draws.up]]
-    return arrays
+    if augmentation.jpeg > 0:
+        arrays += [draws.is_compressed, draws.quality]
+    if augmentation.cutout > 0:
+        cutout = draws.cutout.astype(np.float32)
+        arrays += [draws.is_cut_out, cutout[:, :2], cutout[:, 2:]]
+    return [np.ascontiguousarray(array) for array in arrays]  # DALI reads their memory as it is
 
 
 def blanked_regions(crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,15 +74,50 @@ def augmented(image: Any, augmentation: Augmentation, arrays: Any) -> Any:
     """The graph from decoded images to augmented ones; arrays: DALI's nodes of what `inputs` gives, in order."""
     arrays = iter(arrays)
     image = fn.flip(image, horizontal=next(arrays))
+    if augmentation.resized_crop > 0:
+        image = _resized_crop(image, *itertools.islice(arrays, 3))
+    if augmentation.colour > 0 or augmentation.greyscale > 0:
+        image = _colour(image, *itertools.islice(arrays, 2))
+    if augmentation.blur > 0:
+        image = _blur(image, *itertools.islice(arrays, 3))
     if augmentation.crop > 0:
-        image = _crop(image, *itertools.islice(arrays, 3))
+        image = _erase(image, *itertools.islice(arrays, 3))
     if augmentation.downsample > 0:
-        image = _downsample(image, *arrays)
+        image = _downsample(image, *itertools.islice(arrays, 5))
+    if augmentation.jpeg > 0:
+        image = _compress(image, *itertools.islice(arrays, 2))
+    if augmentation.cutout > 0:
+        image = _erase(image, *itertools.islice(arrays, 3))
     return image
 
 
-def _crop(image: Any, is_cropped: Any, anchor: Any, shape: Any) -> Any:
-    if is_cropped:
+def _resized_crop(image: Any, is_resized_crop: Any, corner: Any, size: Any) -> Any:
+    if is_resized_crop:
+        image = fn.slice(image, start=corner, shape=size, axis_names="HW")
+        image = fn.resize(image, size=[IMAGE_SIDE, IMAGE_SIDE], interp_type=_FILTERS["linear"], antialias=False)
+    return image
+
+
+def _colour(image: Any, is_coloured: Any, matrix: Any) -> Any:
+    if is_coloured:
+        image = fn.coord_transform(image, MT=matrix, dtype=types.UINT8)
+    return image
+
+
+def _blur(image: Any, is_blurred: Any, sigma: Any, window: Any) -> Any:
+    if is_blurred:
+        image = fn.gaussian_blur(image, sigma=sigma, window_size=window)
+    return image
+
+
+def _compress(image: Any, is_compressed: Any, quality: Any) -> Any:
+    if is_compressed:
+        image = fn.jpeg_compression_distortion(image, quality=quality)
+    return image
+
+
+def _erase(image: Any, is_erased: Any, anchor: Any, shape: Any) -> Any:
+    if is_erased:
         image = fn.erase(image, anchor=anchor, shape=shape, axis_names="HW", fill_value=0)
     return image
 

@@ -15,14 +15,13 @@ from recognition.data.augmentation import INTERPOLATIONS
 
 
 def resize(image: np.ndarray, side: int, interpolation: int) -> np.ndarray:
-    """A square image uint8 [m, m, 3] resized to [side, side, 3]; interpolation is a number in INTERPOLATIONS."""
-    name = INTERPOLATIONS[interpolation]
+    """An image uint8 [h, w, 3] resized to [side, side, 3]; interpolation is a number in INTERPOLATIONS."""
+    name, (height, width) = INTERPOLATIONS[interpolation], image.shape[:2]
     if name == "nearest":
-        rows, columns = nearest(len(image), side)
-        return image[rows[:, None], columns]
-    weights = filter_matrix(len(image), side, name)
-    half = _resize_rows_and_transpose(image.astype(np.float32), weights)
-    return np.clip(np.rint(_resize_rows_and_transpose(half, weights)), 0, 255).astype(np.uint8)
+        return image[nearest(height, side)[0][:, None], nearest(width, side)[1]]
+    half = _resize_rows_and_transpose(image.astype(np.float32), filter_matrix(height, side, name))
+    resized = _resize_rows_and_transpose(half, filter_matrix(width, side, name))
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
 
 
 def _resize_rows_and_transpose(image: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from recognition.data.augment import augment
-from recognition.data.augmentation import IMAGE_SIDE, INTERPOLATIONS, UP_INTERPOLATIONS, Augmentation, Draws
+from recognition.data.augmentation import IMAGE_SIDE, INTERPOLATIONS, UP_INTERPOLATIONS, Augmentation, draw_augmentation
 from recognition.data.dataset import open_dataset
 from recognition.data.fallback import FallbackLoader
 from recognition.data.loader import make_loader, normalise
@@ -79,10 +80,12 @@ class FixedPlan:
 
 def planned(rows: int, sample: int | np.ndarray = 0, **given: object) -> PlannedBatch:
     """A batch without augmentation but for what is given, each one value or one for every row."""
-    fields = {"flip": (False, bool), "side": (IMAGE_SIDE, np.int32), "down": (0, np.int32), "up": (0, np.int32)}
-    arrays = {name: np.full(rows, given.get(name, value), kind) for name, (value, kind) in fields.items()}
-    crop = np.broadcast_to(given.get("crop", (0, 0, IMAGE_SIDE, IMAGE_SIDE)), (rows, 4)).astype(np.int32)
-    return PlannedBatch(0, 0, np.full(rows, sample, np.int64), Draws(crop=crop, **arrays))
+    nothing = draw_augmentation(NOTHING, 0, 0, np.arange(rows))
+    fields = {"down": 0, "up": 0} | given
+    arrays = {name: np.empty_like(getattr(nothing, name)) for name in fields}
+    for name, array in arrays.items():
+        array[:] = fields[name]
+    return PlannedBatch(0, 0, np.full(rows, sample, np.int64), replace(nothing, **arrays))
 
 
 def load(kind: str, dataset, plan, start: int, stop: int) -> list:
