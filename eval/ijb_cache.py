@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from eval.ijb_lists import IjbSet
-from eval.onnx_file import _tensors, check_onnx_file
+from eval.onnx_file import check_onnx_file, tensors_of
 from eval.pixels import Given, Pixels
 from recognition.errors import DataError
 
@@ -55,7 +55,7 @@ def _model_files(model: Path) -> list[Path]:
 
 def external_files(model: Path) -> list[Path]:
     """The files that hold an ONNX file's weights, if it has none itself; CheckpointError as `check_onnx_file`."""
-    tensors = [tensor for tensor in _tensors(check_onnx_file(model)) if tensor.external_data]
+    tensors = [tensor for tensor in tensors_of(check_onnx_file(model)) if tensor.external_data]
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return [model.parent / name for name in sorted(names)]
 

@@ -35,7 +35,7 @@ def check_onnx_file(path: Path) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, and whatever the file's bytes provoke
         raise CheckpointError(f"{path}: not an ONNX file: {first_line(error)}") from None
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             _check_external(path, tensor)
     return model
@@ -68,7 +68,7 @@ def _check_external(path: Path, tensor: Any) -> None:
         raise CheckpointError(f"{refused}: bytes {start} to {start + length} of a file of {status.st_size}")
 
 
-def _tensors(message: Any) -> Iterator[Any]:
+def tensors_of(message: Any) -> Iterator[Any]:
     """Every TensorProto anywhere in a model: weights, constants, those in subgraphs, functions and sparse tensors."""
     if isinstance(message, onnx.TensorProto):
         yield message
@@ -77,7 +77,7 @@ def _tensors(message: Any) -> Iterator[Any]:
         if field.message_type is None:
             continue
         for part in value if field.is_repeated else (value,):
-            yield from _tensors(part)
+            yield from tensors_of(part)
 
 
 def first_line(error: Exception) -> str:
