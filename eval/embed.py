@@ -7,7 +7,8 @@ A model file is somebody else's work: sizes and types are checked before the fir
 Proven by tests/eval/test_embed.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,9 @@ from recognition.errors import CheckpointError, NumericsError, SettingsError
 __all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "TorchEmbedder", "check_onnx_file", "load_embedder",
            "normalise", "require_finite"]
 
-BATCH_SIZE = 64  # of a model that takes any; larger ones gain nothing on a CPU
+# Images at once, of a model that takes any number. On a CPU what is computed has to stay in the cache: 64 at once are a
+# third slower or more (docs/evaluation.md, "Measured").
+ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 4, 8, 256
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
 
@@ -73,17 +76,25 @@ def load_embedder(
 
 
 class OnnxEmbedder:
-    """A network in an ONNX file; what is not given comes from its metadata and its graph."""
+    """A network in an ONNX file; what is not given comes from its metadata and its graph.
+
+    On a CPU every thread runs batches of its own through one session: the threads do not wait for each other, and the
+    embeddings are the same numbers however many there are.
+    """
 
     def __init__(self, path: Path, threads: int, device: str = "auto", given: Given | None = None) -> None:
         self.name = str(path)
         given = given or Given()
         model = check_onnx_file(path)
-        self._session = _open_session(path, threads, device)
+        providers = _providers(path, device)
+        on_cpu = len(providers) == 1
+        self._session = _open_session(path, 1 if on_cpu else threads, providers)
+        self._callers = threads if on_cpu else 1
         self._input = find_input(self._session, model, self.name, given)
         self.batch_size = self._input.batch_size
         self.pixels, self.notes = find_pixels(model, path, self._input, given)
         self._output, self.dim = self._find_output(given.output)
+        self._images_at_once = self.batch_size or self._largest_batch(ONNX_BATCH if on_cpu else GPU_BATCH)
 
     def _find_output(self, wanted: str | None) -> tuple[str, int]:
         names = [node.name for node in self._session.get_outputs()]
@@ -95,6 +106,15 @@ class OnnxEmbedder:
         # Asked, not read off the graph: shapes there may be left open, or wrong.
         probe = np.zeros((self.batch_size or 1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
         return output, self._run(output, probe).shape[1]
+
+    def _largest_batch(self, wanted: int) -> int:
+        """`wanted`, or 1 where the graph says that it takes any number but has one written into its inside."""
+        try:
+            self._run(self._output, np.zeros((2, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32))
+        except CheckpointError:
+            self.notes.append("says that it takes any number of images, but takes only one at a time")
+            return 1
+        return wanted
 
     def _run(self, output: str, batch: np.ndarray) -> np.ndarray:
         try:
@@ -108,7 +128,9 @@ class OnnxEmbedder:
     def embed(self, images: np.ndarray) -> np.ndarray:
         """See `Embedder`. A fixed batch size is honoured by filling the last batch up with grey."""
         result = np.empty((len(images), self.dim), np.float32)
-        for rows, batch in _batches(images, self.batch_size or BATCH_SIZE, self.pixels):
+
+        def fill(rows: slice) -> None:
+            batch = self.pixels.prepare(images[rows])
             count = len(batch)
             if self.batch_size and count < self.batch_size:
                 batch = np.concatenate([batch, np.zeros((self.batch_size - count, *batch.shape[1:]), np.float32)])
@@ -116,18 +138,29 @@ class OnnxEmbedder:
             if embedding.shape[1] != self.dim:
                 raise CheckpointError(f"{self.name}: expected {self.dim} numbers an image, got {embedding.shape[1]}")
             result[rows] = embedding
+
+        parts = _parts(len(images), self._images_at_once)
+        if self._callers == 1 or len(parts) < 2:
+            for rows in parts:
+                fill(rows)
+            return result
+        with ThreadPoolExecutor(min(self._callers, len(parts))) as pool:
+            try:
+                for _ in pool.map(fill, parts):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         return result
 
 
-def _open_session(path: Path, threads: int, device: str) -> onnxruntime.InferenceSession:
+def _open_session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=_providers(path, device))
-    except SettingsError:
-        raise
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common class of their own
         raise CheckpointError(f"{path}: onnxruntime cannot open it: {first_line(error)}") from None
 
@@ -144,7 +177,10 @@ def _providers(path: Path, device: str) -> list[Any]:
 
 
 class TorchEmbedder:
-    """A backbone of this project, a torch module that takes float32 [n, 3, 112, 112]; `name` is for messages."""
+    """A backbone of this project, a torch module that takes float32 [n, 3, 112, 112]; `name` is for messages.
+
+    It runs in float32, whatever it was trained in: figures of one model do not depend on where they were made.
+    """
 
     def __init__(self, module: Any, name: str, threads: int, device: str, given: Given | None = None) -> None:
         import torch  # not above, see load_embedder
@@ -159,26 +195,26 @@ class TorchEmbedder:
         self.notes: list[str] = []
         self._torch = torch
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self._module = module.to(self._device).eval()
+        self._module = module.to(self._device, memory_format=torch.channels_last).eval()  # faster on a CPU
+        self._images_at_once = TORCH_BATCH if self._device.type == "cpu" else GPU_BATCH
         self.dim = self._run(np.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)).shape[1]
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         with self._torch.inference_mode():
-            embedding = self._module(self._torch.from_numpy(batch).to(self._device))
+            images = self._torch.from_numpy(batch).to(self._device, memory_format=self._torch.channels_last)
+            embedding = self._module(images)
         return embedding.float().cpu().numpy()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """See `Embedder`."""
         result = np.empty((len(images), self.dim), np.float32)
-        for rows, batch in _batches(images, BATCH_SIZE, self.pixels):
-            result[rows] = self._run(batch)
+        for rows in _parts(len(images), self._images_at_once):
+            result[rows] = self._run(self.pixels.prepare(images[rows]))
         return result
 
 
-def _batches(images: np.ndarray, size: int, pixels: Pixels) -> Iterator[tuple[slice, np.ndarray]]:
-    for start in range(0, len(images), size):
-        rows = slice(start, min(start + size, len(images)))
-        yield rows, pixels.prepare(images[rows])
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> None:

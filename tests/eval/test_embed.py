@@ -1,5 +1,7 @@
 """eval/embed.py with small networks made here: what goes in, fixed batches, ill-fitting files."""
 
+import argparse
+
 import numpy as np
 import onnx
 import pytest
@@ -7,9 +9,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from eval.embed import load_embedder, normalise, require_finite
+from eval.model_options import add_model_options, given_in, open_model
+from eval.pixels import Given, Pixels
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
-from recognition.errors import CheckpointError, NumericsError
+from recognition.errors import CheckpointError, NumericsError, SettingsError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
 WEIGHT = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
@@ -66,6 +70,99 @@ def test_more_images_than_a_batch(tmp_path):
     np.testing.assert_allclose(embedder.embed(images), expected(images), atol=1e-5)
 
 
+def test_the_number_of_threads_changes_nothing(tmp_path):
+    images = np.random.default_rng(2).integers(0, 256, (61, 112, 112, 3), dtype=np.uint8)
+    path = saved(tmp_path, network())
+    one, three = (load_embedder(path, threads, "cpu").embed(images) for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
+    np.testing.assert_allclose(one, expected(images), atol=1e-5)
+
+
+def test_an_error_in_one_thread_is_an_error(tmp_path):
+    embedder = load_embedder(saved(tmp_path, network()), 3, "cpu")
+    embedder.dim = 6
+    with pytest.raises(CheckpointError, match="expected 6 numbers an image, got 5"):
+        embedder.embed(np.concatenate([IMAGES] * 4))
+
+
+def test_a_batch_size_that_the_graph_hides(tmp_path):
+    model = network(size="d")
+    model.graph.node[1].output[0] = "product"
+    model.graph.node.append(helper.make_node("Reshape", ["product", "flat"], ["out0"]))  # [n, 5] → [1, n·5]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, -1]), "flat"))
+    embedder = load_embedder(saved(tmp_path, model), 2, "cpu")
+    assert embedder.notes == ["says that it takes any number of images, but takes only one at a time"]
+    np.testing.assert_allclose(embedder.embed(IMAGES), expected(IMAGES), atol=1e-5)
+
+
+def test_devices_that_are_not_there(tmp_path):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(SettingsError, match="onnxruntime is installed without CUDA"):
+        load_embedder(saved(tmp_path, network()), 1, "cuda")
+
+
+def test_what_is_said_of_a_model_file_holds(tmp_path):
+    settings = BackboneSettings(name="tiny", embedding_size=16)
+    module = build(settings)
+    save_model(tmp_path / "model_last.pt", module, settings, {})
+    given = Given(mean=(104.0, 117.0, 123.0), std=(64.0, 64.0, 64.0), color_order="BGR")
+    got = load_embedder(tmp_path, 1, "cpu", given).embed(IMAGES)
+    pixels = (IMAGES[..., ::-1].astype(np.float32) - np.float32([104, 117, 123])) / np.float32(64)
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).numpy()
+    assert_same_embeddings(got, wanted)
+    with pytest.raises(SettingsError, match="are of ONNX files"):
+        load_embedder(tmp_path, 1, "cpu", Given(layout="NHWC"))
+
+
+def assert_same_embeddings(got, wanted):
+    """Up to the order of float32 sums, which the layout in memory decides; 1e-5 of the length of an embedding."""
+    assert got.shape == wanted.shape
+    assert (np.linalg.norm(got - wanted, axis=1) < 1e-5 * np.linalg.norm(wanted, axis=1)).all()
+
+
+def options(*words):
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    return parser.parse_args(list(words))
+
+
+def test_options_of_the_command_line(tmp_path, capsys):
+    path = str(saved(tmp_path, network()))
+    found = options(path, "--mean", "1,2,3", "--std", "64", "--color-order", "bgr", "--input", "in0", "--layout", "nchw",
+                    "--output", "out0", "--threads", "1", "--device", "cpu")
+    given = Given((1.0, 2.0, 3.0), (64.0, 64.0, 64.0), "BGR", "in0", "NCHW", "out0")
+    assert given_in(found) == given
+    embedder = open_model(found)
+    assert embedder.pixels == Pixels((1.0, 2.0, 3.0), (64.0, 64.0, 64.0), "BGR")
+    assert given_in(options(path)) == Given()
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_found_of_a_model_is_printed(tmp_path, capsys):
+    model = network(size="d")
+    values = {"input_size": "[112, 112]", "color_order": "BGR", "mean": "0", "std": "255", "embedding_size": "5"}
+    for key, value in values.items():
+        model.metadata_props.add(key=key, value=value)
+    path = saved(tmp_path, model)
+    open_model(options(str(path), "--device", "cpu"))
+    assert capsys.readouterr().out == f"{path}: its metadata: BGR, pixel / 255\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--mean", "a"), ("--mean", "1,2"), ("--mean", "nan"), ("--std", "0"), ("--std", "1,2,-3"), ("--layout", "CHW"),
+     ("--color-order", "grey")],
+)
+def test_options_that_make_no_sense(words):
+    with pytest.raises(SystemExit) as stop:
+        options("model.onnx", *words)
+    assert stop.value.code == 2
+
+
 def test_pt_file_and_run_folder(tmp_path):
     settings = BackboneSettings(name="tiny", embedding_size=16)
     torch.manual_seed(0)
@@ -77,7 +174,7 @@ def test_pt_file_and_run_folder(tmp_path):
     for model in (tmp_path, tmp_path / "model_last.pt"):
         embedder = load_embedder(model, threads=1, device="cpu")
         assert embedder.dim == 16
-        np.testing.assert_allclose(embedder.embed(IMAGES), wanted, atol=1e-5)
+        assert_same_embeddings(embedder.embed(IMAGES), wanted)
 
 
 def test_normalise():
