@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,40 @@ class Agent(LocalElasticAgent):
         self._failed = False
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        codes = self._ended(worker_group)
+        if any(codes.values()):
+            self.exit_codes = self._end_the_others(worker_group)
         result = super()._monitor_workers(worker_group)
         self._failed = result.is_failed()
-        if self._failed:
-            self.exit_codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         return result
+
+    def _ended(self, worker_group: WorkerGroup) -> dict[int, int]:
+        """Exit codes by rank of those that have ended, whose statuses stay there for the agent to collect."""
+        codes = {}
+        for worker, pid in self._pids(worker_group):
+            with contextlib.suppress(ChildProcessError):  # collected already
+                if end := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    codes[worker] = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        return codes
+
+    def _end_the_others(self, worker_group: WorkerGroup) -> dict[int, int]:
+        """After a failure: wait for the others to lose their peer and say so, then kill. Codes of those not killed."""
+        deadline = time.monotonic() + END_SECONDS
+        codes = self._ended(worker_group)
+        while len(codes) < len(worker_group.workers) and time.monotonic() < deadline:
+            time.sleep(WATCH_SECONDS)
+            codes = self._ended(worker_group)
+        for worker, pid in self._pids(worker_group):
+            if worker not in codes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        return codes
+
+    def _pids(self, worker_group: WorkerGroup) -> list[tuple[int, int]]:
+        """Rank and process of the workers."""
+        pids = self._pcontext.pids() if self._pcontext else {}
+        return [(worker.global_rank, pids[worker.local_rank]) for worker in worker_group.workers
+                if worker.local_rank in pids]
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         if self._failed:
@@ -70,7 +100,7 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = STOP_SECONDS) -> None:
         with _deaf():
-            super()._shutdown(death_sig, END_SECONDS if self._failed else timeout)
+            super()._shutdown(death_sig, timeout)
 
 
 def run_ranks(
