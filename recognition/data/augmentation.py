@@ -157,37 +157,51 @@ def draw_augmentation(augmentation: Augmentation, seed: int, epoch: int, sample:
 
     A number of the stream has one use for ever: new augmentation takes new ones at the end.
     """
-    u = uniform(stream_key(_AUGMENTATION, seed, epoch, sample), 30).T
+    extras = (augmentation.resized_crop, augmentation.colour, augmentation.greyscale, augmentation.blur,
+              augmentation.jpeg, augmentation.cutout)  # fmt: skip
+    u = uniform(stream_key(_AUGMENTATION, seed, epoch, sample), 30 if max(extras) > 0 else 10).T
     low, high = augmentation.downsample_side
     side = np.maximum(np.rint(IMAGE_SIDE * (low + (high - low) * u[7])), 1).astype(np.int32)
     side[u[6] >= augmentation.downsample] = IMAGE_SIDE
-    crop = _rectangles(augmentation.crop_area, augmentation.crop_ratio, u[2:6])
-    crop[u[1] >= augmentation.crop] = (0, 0, IMAGE_SIDE, IMAGE_SIDE)
-    resized = _rectangles(augmentation.resized_crop_area, augmentation.resized_crop_ratio, u[11:15])
-    resized[u[10] >= augmentation.resized_crop] = (0, 0, IMAGE_SIDE, IMAGE_SIDE)
-    sigma = _between(augmentation.blur_sigma, u[22]).astype(np.float32)
-    sigma[u[21] >= augmentation.blur] = 0
-    lowest, highest = augmentation.jpeg_quality
-    quality = (lowest + np.floor(u[24] * (highest - lowest + 1))).astype(np.int32)
-    quality[u[23] >= augmentation.jpeg] = 0
-    cutout = _rectangles(augmentation.cutout_area, augmentation.cutout_ratio, u[26:30])
-    cutout[u[25] >= augmentation.cutout] = 0
+    crop = augmentation.crop_area, augmentation.crop_ratio
+    resized = augmentation.resized_crop_area, augmentation.resized_crop_ratio
+    cutout = augmentation.cutout_area, augmentation.cutout_ratio
     return Draws(
         flip=u[0] < augmentation.flip,
-        crop=crop,
+        crop=_rectangles(augmentation.crop, crop, u[1:6], (0, 0, IMAGE_SIDE, IMAGE_SIDE)),
         side=side,
         down=(u[8] * len(INTERPOLATIONS)).astype(np.int32),
         up=(u[9] * len(UP_INTERPOLATIONS)).astype(np.int32),
-        resized=resized,
+        resized=_rectangles(augmentation.resized_crop, resized, u[10:15], (0, 0, IMAGE_SIDE, IMAGE_SIDE)),
         colour=_colours(augmentation, u[15:21]),
-        sigma=sigma,
-        quality=quality,
-        cutout=cutout,
+        sigma=_sigmas(augmentation, u[21:23]),
+        quality=_qualities(augmentation, u[23:25]),
+        cutout=_rectangles(augmentation.cutout, cutout, u[25:30], (0, 0, 0, 0)),
     )
+
+
+# Each takes its numbers of the stream, [n, b], of which n may be 0 where its probability is 0.
+
+
+def _sigmas(augmentation: Augmentation, u: np.ndarray) -> np.ndarray:
+    sigma = np.zeros(u.shape[1], np.float32)
+    if augmentation.blur > 0:
+        sigma[:] = np.where(u[0] < augmentation.blur, _between(augmentation.blur_sigma, u[1]), 0)
+    return sigma
+
+
+def _qualities(augmentation: Augmentation, u: np.ndarray) -> np.ndarray:
+    quality, (low, high) = np.zeros(u.shape[1], np.int32), augmentation.jpeg_quality
+    if augmentation.jpeg > 0:
+        quality[:] = np.where(u[0] < augmentation.jpeg, low + np.floor(u[1] * (high - low + 1)), 0)
+    return quality
 
 
 def _colours(augmentation: Augmentation, u: np.ndarray) -> np.ndarray:
     """Matrices float32 [b, 3, 4] from uniform numbers [6, b]: colour, its four parameters, greyscale."""
+    matrices = np.tile(np.eye(3, 4, dtype=np.float32), (u.shape[1], 1, 1))
+    if augmentation.colour == augmentation.greyscale == 0:
+        return matrices
     is_coloured, is_grey = u[0] < augmentation.colour, u[5] < augmentation.greyscale
     spared = {
         "brightness": np.where(is_coloured, _between(augmentation.brightness, u[1]), 1),
@@ -196,7 +210,6 @@ def _colours(augmentation: Augmentation, u: np.ndarray) -> np.ndarray:
         "hue": np.where(is_coloured, _between(augmentation.hue, u[4]), 0),
         "grey": is_grey,
     }
-    matrices = np.broadcast_to(np.eye(3, 4, dtype=np.float32), (u.shape[1], 3, 4)).copy()
     changed = is_coloured | is_grey
     if changed.any():
         matrices[changed] = colour_matrices(**{name: x[changed] for name, x in spared.items()})
@@ -208,18 +221,23 @@ def _between(limits: tuple[float, float], u: np.ndarray) -> np.ndarray:
     return low + (high - low) * u
 
 
-def _rectangles(area_range: tuple[float, float], ratio_range: tuple[float, float], u: np.ndarray) -> np.ndarray:
-    """Rectangles int32 [b, 4] from uniform numbers [4, b].
+def _rectangles(
+    probability: float, ranges: tuple[tuple[float, float], tuple[float, float]], u: np.ndarray, spared: tuple[int, ...]
+) -> np.ndarray:
+    """Rectangles int32 [b, 4] from uniform numbers [5, b] and the ranges of area and ratio.
 
     The area is uniform; the logarithm of the ratio is uniform where the rectangle fits: |ln ratio| ≤ −ln area.
     The size is rounded to whole pixels, the place is uniform over all that fit.
     """
-    low, high = area_range
-    area = low + (high - low) * u[0]
-    least = np.maximum(math.log(ratio_range[0]), np.log(area))
-    most = np.minimum(math.log(ratio_range[1]), -np.log(area))
-    ratio = np.exp(least + (most - least) * u[1])
+    if probability == 0:
+        return np.tile(np.array(spared, np.int32), (u.shape[1], 1))
+    area, ratios = _between(ranges[0], u[1]), ranges[1]
+    least = np.maximum(math.log(ratios[0]), np.log(area))
+    most = np.minimum(math.log(ratios[1]), -np.log(area))
+    ratio = np.exp(least + (most - least) * u[2])
     size = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=1)
     size = np.clip(np.rint(IMAGE_SIDE * size), 1, IMAGE_SIDE).astype(np.int32)
-    corner = (u[2:4].T * (IMAGE_SIDE - size + 1)).astype(np.int32)
-    return np.concatenate([corner, size], axis=1)
+    corner = (u[3:5].T * (IMAGE_SIDE - size + 1)).astype(np.int32)
+    rectangle = np.concatenate([corner, size], axis=1)
+    rectangle[u[0] >= probability] = spared
+    return rectangle
