@@ -63,6 +63,14 @@ def test_one_config_gives_one_file(config, small_set, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["1.png", "2.png", "3.png"]
 
 
+def test_data_that_the_config_makes_is_made(config, small_set, tmp_path):
+    made = tmp_path / "made"
+    config.write_text(config.read_text() + "\n\ndef prepare(config):\n    import shutil\n"
+                      f"    shutil.copytree({str(small_set)!r}, config.data.root)\n")  # fmt: skip
+    assert run(config, "--out", tmp_path / "sheet.png", "--samples", 2, "--set", f"data.root={made}") == 0
+    assert (made / "train.rec").is_file()
+
+
 def test_the_legend_names_what_was_drawn_in_order(small_set):
     draws = Plan(96, 96, 0, 1, 0, Augmentation(**dict.fromkeys(EVERYTHING, 1.0))).batch(0).draws
     words = " / ".join(applied(draws, 0))
