@@ -15,29 +15,30 @@ from recognition.data.colour import apply_colour
 from recognition.data.resample import resize
 
 RESIZED_CROP = INTERPOLATIONS.index("linear")
+_WHOLE, _IDENTITY = [0, 0, IMAGE_SIDE, IMAGE_SIDE], np.eye(3, 4).tolist()  # what changes nothing
 
 
 def augment(image: np.ndarray, draws: Draws, row: int) -> np.ndarray:
     """An image uint8 [112, 112, 3] as drawn for a row."""
     if draws.flip[row]:
         image = image[:, ::-1]
-    if draws.is_resized_crop[row]:
+    if draws.resized[row].tolist() != _WHOLE:
         image = resize(image[_rectangle(draws.resized[row])], IMAGE_SIDE, RESIZED_CROP)
-    if draws.is_coloured[row]:
+    if draws.colour[row].tolist() != _IDENTITY:
         image = apply_colour(image, draws.colour[row])
-    if draws.is_blurred[row]:
+    if draws.sigma[row] > 0:
         image = blur(image, draws.sigma[row])
-    if draws.is_cropped[row]:
+    if draws.crop[row].tolist() != _WHOLE:
         kept = _rectangle(draws.crop[row])
         blanked = np.zeros_like(image)
         blanked[kept] = image[kept]
         image = blanked
-    if draws.is_downsampled[row]:
+    if draws.side[row] < IMAGE_SIDE:
         small = resize(image, int(draws.side[row]), int(draws.down[row]))
         image = resize(small, IMAGE_SIDE, int(draws.up[row]))
-    if draws.is_compressed[row]:
+    if draws.quality[row] > 0:
         image = compress(image, int(draws.quality[row]))
-    if draws.is_cut_out[row]:
+    if draws.cutout[row, 2] > 0:
         image = image.copy()
         image[_rectangle(draws.cutout[row])] = 0
     return image

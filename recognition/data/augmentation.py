@@ -8,7 +8,6 @@ in DALI. Legend: b rows of a batch. Proven by tests/recognition/data/test_augmen
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -103,6 +102,7 @@ class Draws:
     """The parameters of a batch, and for what an image is spared those that change nothing.
 
     Rectangles are top, left, height, width in pixels, of the flipped image. down and up are numbers in INTERPOLATIONS.
+    A row becomes another sample's where that takes its place (recognition/data/bad_samples.py): remember nothing of it.
     """
 
     flip: np.ndarray  # bool [b]
@@ -116,37 +116,37 @@ class Draws:
     quality: np.ndarray  # int32 [b]; 0 without
     cutout: np.ndarray  # int32 [b, 4]; (0, 0, 0, 0) without
 
-    @cached_property
+    @property
     def is_cropped(self) -> np.ndarray:
         """Whether a part of the image is blanked, bool [b]."""
         return np.any(self.crop[:, 2:] < IMAGE_SIDE, axis=1)
 
-    @cached_property
+    @property
     def is_downsampled(self) -> np.ndarray:
         """Whether the image is resized and back, bool [b]."""
         return self.side < IMAGE_SIDE
 
-    @cached_property
+    @property
     def is_resized_crop(self) -> np.ndarray:
         """Whether a part of the image is enlarged to the whole, bool [b]."""
         return np.any(self.resized[:, 2:] < IMAGE_SIDE, axis=1)
 
-    @cached_property
+    @property
     def is_coloured(self) -> np.ndarray:
         """Whether colours change, bool [b]."""
         return np.any(self.colour != np.eye(3, 4, dtype=np.float32), axis=(1, 2))
 
-    @cached_property
+    @property
     def is_blurred(self) -> np.ndarray:
         """Whether the image is blurred, bool [b]."""
         return self.sigma > 0
 
-    @cached_property
+    @property
     def is_compressed(self) -> np.ndarray:
         """Whether the image goes through JPEG, bool [b]."""
         return self.quality > 0
 
-    @cached_property
+    @property
     def is_cut_out(self) -> np.ndarray:
         """Whether a rectangle is blanked, bool [b]."""
         return self.cutout[:, 2] > 0
