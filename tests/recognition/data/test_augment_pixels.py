@@ -1,7 +1,7 @@
 """Each augmentation alone and all together: what it does to pixels, and DALI's pixels against the reference's."""
 
 import importlib.util
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import cv2
 import numpy as np
@@ -125,6 +125,16 @@ def test_pixels_do_not_depend_on_batches_ranks_or_order(kind, noisy):
 def test_nothing_drawn_changes_nothing(noisy):
     image = decode(noisy, 5)
     assert np.array_equal(augment(image, without(), 0), image)
+
+
+def test_a_row_that_takes_anothers_draws_is_augmented_like_that_one(noisy):
+    image, draws = decode(noisy, 5), draw_augmentation(EVERYTHING, 0, 0, np.arange(8))
+    for row in range(8):
+        augment(image, draws, row)
+        other = draw_augmentation(EVERYTHING, 0, 0, np.array([row + 50]))
+        for field in fields(Draws):
+            getattr(draws, field.name)[row] = getattr(other, field.name)[0]
+        assert np.array_equal(augment(image, draws, row), augment(image, other, 0))
 
 
 def test_a_resized_crop_shows_the_rectangle(noisy):
