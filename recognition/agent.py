@@ -122,6 +122,8 @@ def run_ranks(
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # it would add its own tables to what is said here
     os.environ["RUN_NOTES"] = str(notes)
+    # A store for each start: in one that is kept, ranks find the addresses of those before them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     agent = Agent(spec, notes, logs)
     try:
         failed = agent.run().is_failed()
