@@ -1,15 +1,14 @@
 """Verification sets (LFW, CFP-FP, AgeDB, CALFW, CPLFW): pairs of faces, same person or not.
 
-Owns the reading of `.bin` sets and the protocol on them: embed the image and its mirror, sum, unit length, squared L2
-distance, ten folds in order. `load_bin` reads, `embed_with_mirror` embeds (a rank may do a part of a set), `score`
-turns embeddings into the figures, `evaluate` is the three in a row. `python -m eval.verification MODEL SET…` prints a
-table and writes JSON. Proven by tests/eval/test_verification.py.
+Owns the protocol: embed the image and its mirror, sum, unit length, squared L2 distance, folds in order.
+`embed_with_mirror` embeds (a rank may do a part of a set), `score` turns embeddings into the figures, `evaluate` is
+both in a row, `evaluate_with_curve` has the ROC and the hardest pairs as well. eval/verification_sets.py reads sets.
+`python -m eval.verification MODEL SET…` prints a table and writes JSON. Proven by tests/eval/test_verification.py.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,20 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from eval import metrics
+from eval.colour_probe import colour_warning
 from eval.embed import IMAGE_SIZE, Embed, require_finite
 from eval.model_options import add_model_options, open_model
-from eval.safe_pickle import load_pairs
-from recognition.data.image_file import ImageError, decode_rgb, image_size
+from eval.roc_plot import check_plot_path, write_roc_plot
+from eval.verification_sets import VerificationSet, check_set, decode_face, load_bin, load_folder, load_set
 from recognition.errors import DataError, SettingsError, run_command
 
+__all__ = ["VerificationSet", "decode_face", "embed_with_mirror", "evaluate", "evaluate_with_curve",
+           "folds_without_val", "load_bin", "load_folder", "load_set", "reduce_to", "score", "squared_distances",
+           "table", "write_json"]
+
 FAR_TARGET = 1e-3
+HARDEST = 8  # pairs of each kind in a curve
 EMBED_AT_ONCE = 256  # images between two steps of the progress bar
-
-
-@dataclass(frozen=True)
-class VerificationSet:
-    """A set in memory; pair i is images 2i and 2i+1."""
-
-    name: str
-    images: np.ndarray  # uint8 RGB [2N, 112, 112, 3]
-    issame: np.ndarray  # bool [N]
-
-
-def load_bin(path: str | Path) -> VerificationSet:
-    """Read a `.bin` set; its name is the file's without the ending.
-
-    Raises:
-        DataError: not such a file, an image that cannot be decoded, or one that is not 112×112.
-    """
-    path = Path(path)
-    encoded, issame = load_pairs(path)
-    images = np.empty((len(encoded), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for number, content in enumerate(encoded):
-        try:
-            images[number] = decode_face(content)
-        except ImageError as error:
-            raise DataError(f"{path}: pair {number // 2}, image {number}: {error}") from None
-    return VerificationSet(path.stem, images, issame)
-
-
-def decode_face(encoded: bytes | np.ndarray) -> np.ndarray:
-    """Decode an aligned face to RGB uint8 [112, 112, 3]; ImageError for what is no image or has another size."""
-    height, width = image_size(encoded)  # by its header, before any decoder takes memory for it
-    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
-        raise ImageError(f"expected {IMAGE_SIZE}×{IMAGE_SIZE} pixels, got {width}×{height}")
-    return decode_rgb(encoded)
 
 
 def reduce_to(images: np.ndarray, side: int) -> np.ndarray:
@@ -78,18 +49,21 @@ def reduce_to(images: np.ndarray, side: int) -> np.ndarray:
     return result
 
 
-def embed_with_mirror(embed: Embed, images: np.ndarray, progress: tqdm | None = None) -> tuple[np.ndarray, np.ndarray]:
+def embed_with_mirror(
+    embed: Embed, images: np.ndarray, progress: tqdm | None = None, flip: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Embed images and their mirror images.
 
     Returns:
-        f(x) + f(mirror of x), float32 [N, d]; the mean of the two norms, float32 [N]. Rows are independent, so parts
-        of a set that were embedded apart can be put one behind the other.
+        f(x) + f(mirror of x), float32 [N, d]; the mean of the two norms, float32 [N]. Without `flip` f(x) and its norm.
+        Rows are independent, so parts of a set that were embedded apart can be put one behind the other.
     """
     sums, norms = [], []
     for start in range(0, max(len(images), 1), EMBED_AT_ONCE):  # an empty part, too, has a number of columns
         part = images[start : start + EMBED_AT_ONCE]
-        straight, mirrored = embed(part), embed(np.ascontiguousarray(part[:, :, ::-1]))
-        sums.append(straight + mirrored)
+        straight = embed(part)
+        mirrored = embed(np.ascontiguousarray(part[:, :, ::-1])) if flip else straight
+        sums.append(straight + mirrored if flip else straight)
         norms.append((np.linalg.norm(straight, axis=1) + np.linalg.norm(mirrored, axis=1)) / 2)
         if progress is not None:
             progress.update(len(part))
@@ -97,7 +71,8 @@ def embed_with_mirror(embed: Embed, images: np.ndarray, progress: tqdm | None = 
 
 
 def score(
-    embedding_sum: np.ndarray, norm: np.ndarray, issame: np.ndarray, name: str = "", degrade: int | None = None
+    embedding_sum: np.ndarray, norm: np.ndarray, issame: np.ndarray, name: str = "", degrade: int | None = None,
+    folds: int = 10,
 ) -> dict[str, Any]:
     """Figures of a set from ready-made embeddings.
 
@@ -107,6 +82,7 @@ def score(
         issame: bool [N].
         name: of the set.
         degrade: side in pixels that the images were reduced to, if they were.
+        folds: consecutive parts of the pairs; the threshold for each is chosen on the others.
 
     Returns:
         {set, degrade, pairs, accuracy, accuracy_std, val, far, eer, mean_norm}. A figure that the set cannot give
@@ -118,12 +94,14 @@ def score(
     issame = np.asarray(issame, bool)
     if len(embedding_sum) != 2 * len(issame):
         raise ValueError(f"expected two embeddings a pair, got {len(embedding_sum)} for {len(issame)} pairs")
-    require_finite(embedding_sum)
-    if len(issame) < 10:
-        raise DataError(f"{name}: the protocol's ten folds need at least ten pairs, got {len(issame)}")
+    if not np.isfinite(embedding_sum).all():
+        require_finite(embedding_sum, [f"{name}: pair {row // 2}, image {row}" for row in range(len(embedding_sum))])
+    if len(issame) < folds:
+        number = {10: "ten"}.get(folds, folds)
+        raise DataError(f"{name}: the protocol's {number} folds need at least {number} pairs, got {len(issame)}")
     distance = squared_distances(embedding_sum)
-    accuracy = metrics.fold_accuracy(distance, issame)
-    val, far, _ = metrics.fold_val(distance, issame, FAR_TARGET)
+    accuracy = metrics.fold_accuracy(distance, issame, folds)
+    val, far, _ = metrics.fold_val(distance, issame, FAR_TARGET, folds)
     one_kind = issame.all() or not issame.any()
     return {
         "set": name,
@@ -146,38 +124,100 @@ def squared_distances(embedding_sum: np.ndarray) -> np.ndarray:
     return np.square(unit[0::2] - unit[1::2]).sum(axis=1)
 
 
-def folds_without_val(issame: np.ndarray) -> list[int]:
-    """Which folds VAL leaves out for want of positive or negative pairs."""
-    return metrics.fold_val(np.zeros(len(issame)), issame, FAR_TARGET)[2]
+def folds_without_val(issame: np.ndarray, folds: int = 10) -> list[int]:
+    """Which folds VAL leaves out for want of positive or negative pairs; none are named where there are no pairs."""
+    return metrics.fold_val(np.zeros(len(issame)), issame, FAR_TARGET, folds)[2] if len(issame) >= folds else []
 
 
 def evaluate(
-    embed: Embed, pairs: VerificationSet, degrade: int | None = None, progress: bool = False
+    embed: Embed, pairs: VerificationSet, degrade: int | None = None, progress: bool = False, flip: bool = True
 ) -> dict[str, Any]:
-    """Run the protocol on a set, see `score`; `degrade` reduces the images to that many pixels a side first."""
+    """Run the protocol on a set, see `score`.
+
+    Args:
+        embed: images → raw embeddings.
+        pairs: the set.
+        degrade: reduce the images to that many pixels a side first, see `reduce_to`.
+        progress: show a bar, on terminals.
+        flip: add the mirror image's embedding.
+    """
+    embedding_sum, norm = _embed_set(embed, pairs, degrade, progress, flip)
+    return score(embedding_sum, norm, pairs.issame, pairs.name, degrade, pairs.folds)
+
+
+def evaluate_with_curve(
+    embed: Embed, pairs: VerificationSet, degrade: int | None = None, path: str | Path | None = None, *,
+    progress: bool = False, flip: bool = True,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """As `evaluate`, and the set's curve; `path`: where the set lies, for whoever shows its pictures.
+
+    Returns:
+        The figures, see `score`, and {"set", "degrade", "path", "roc": see `metrics.roc_summary`, "hardest":
+        {"false_match": [[pair, score] × 8, the highest of different people first], "false_non_match": [… the lowest
+        of one person first]}}. The score is minus the squared distance; the band is over people where the set names
+        them, else over pairs. None instead of a curve where all pairs are of one kind.
+    """
+    embedding_sum, norm = _embed_set(embed, pairs, degrade, progress, flip)
+    row = score(embedding_sum, norm, pairs.issame, pairs.name, degrade, pairs.folds)
+    if pairs.issame.all() or not pairs.issame.any():
+        return row, None
+    alike = -squared_distances(embedding_sum)
+    return row, {
+        "set": pairs.name,
+        "degrade": degrade,
+        "path": None if path is None else str(path),
+        "roc": metrics.roc_summary(alike, pairs.issame, pairs.people),
+        "hardest": {
+            "false_match": _hardest(alike, ~pairs.issame, -alike),
+            "false_non_match": _hardest(alike, pairs.issame, alike),
+        },
+    }
+
+
+def _hardest(alike: np.ndarray, among: np.ndarray, ease: np.ndarray) -> list[list[Any]]:
+    """[pair, score] of the pairs with the least `ease`, of equal ones the first of the set."""
+    rows = np.flatnonzero(among)
+    return [[int(row), float(alike[row])] for row in rows[np.argsort(ease[rows], kind="stable")][:HARDEST]]
+
+
+def _embed_set(
+    embed: Embed, pairs: VerificationSet, degrade: int | None, progress: bool, flip: bool
+) -> tuple[np.ndarray, np.ndarray]:
     images = reduce_to(pairs.images, degrade) if degrade else pairs.images
     title = pairs.name + (f" {degrade}×{degrade}" if degrade else "")
     with tqdm(total=len(images), desc=title, unit="image", disable=None if progress else True, leave=False) as bar:
-        embedding_sum, norm = embed_with_mirror(embed, images, bar)
-    return score(embedding_sum, norm, pairs.issame, pairs.name, degrade)
+        return embed_with_mirror(embed, images, bar, flip)
 
 
 def table(results: Sequence[dict[str, Any]]) -> PrettyTable:
-    """Results as a table for people."""
+    """Results as a table for people; of several sets with a row of their means for each degradation."""
     out = PrettyTable(["set", "degraded to", "pairs", "accuracy", "VAL", "at FAR", "EER", "mean norm"], align="r")
     out.align["set"] = "l"
     for row in results:
-        out.add_row(
-            [
-                row["set"],
-                f"{row['degrade']}×{row['degrade']}" if row["degrade"] else "",
-                row["pairs"],
-                f"{row['accuracy']:.4f} ± {row['accuracy_std']:.4f}",
-                *("–" if row[key] is None else f"{row[key]:.4f}" for key in ("val", "far", "eer")),
-                f"{row['mean_norm']:.2f}",
-            ]
-        )
+        accuracy = f"{row['accuracy']:.4f} ± {row['accuracy_std']:.4f}"
+        out.add_row([row["set"], _side(row["degrade"]), row["pairs"], accuracy, *_figures(row)])
+    for side in dict.fromkeys(row["degrade"] for row in results):
+        rows = [row for row in results if row["degrade"] == side]
+        if len(rows) > 1:
+            means = {key: _mean([row[key] for row in rows]) for key in ("accuracy", "val", "far", "eer", "mean_norm")}
+            out.add_row(["mean", _side(side), sum(row["pairs"] for row in rows), f"{means['accuracy']:.4f}",
+                         *_figures(means)])
     return out
+
+
+def _side(side: int | None) -> str:
+    return f"{side}×{side}" if side else ""
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    rates = ("–" if row[key] is None else f"{row[key]:.4f}" for key in ("val", "far", "eer"))
+    return [*rates, f"{row['mean_norm']:.2f}"]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a set does not have the figure: a mean over fewer sets would not be comparable."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if len(found) == len(values) else None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -191,29 +231,66 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def main(arguments: Sequence[str]) -> int | None:
     """Evaluate a model on verification sets."""
+    options = _options(arguments)
+    if options.plot is not None:
+        check_plot_path(options.plot)
+    for path in options.sets:  # a bad file shows now, not after an hour of embedding the others
+        check_set(path)
+    embedder = open_model(options)
+    results: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    for path in options.sets:
+        pairs = load_set(path)
+        left_out = folds_without_val(pairs.issame, pairs.folds)
+        if left_out:
+            print(f"{path}: VAL leaves out folds {left_out}: they lack same or different pairs")
+        if not results:
+            warning = colour_warning(embedder.embed, pairs.images, pairs.issame, embedder.pixels.color_order)
+            if warning is not None:
+                print(f"{options.model}: {warning}")
+        for side in [None, *options.degrade]:
+            if options.curves is None and options.plot is None:
+                results.append(evaluate(embedder.embed, pairs, side, progress=True, flip=options.flip))
+                continue
+            row, curve = evaluate_with_curve(embedder.embed, pairs, side, path, progress=True, flip=options.flip)
+            results.append(row)
+            curves += [] if curve is None else [curve]
+    print(table(results))
+    _write(options, results, curves)
+    return None
+
+
+def _write(options: argparse.Namespace, results: list[dict[str, Any]], curves: list[dict[str, Any]]) -> None:
+    if options.json is not None:
+        write_json(options.json, results)
+    if options.curves is not None:
+        write_json(options.curves, {"verification": results, "curves": curves})
+    if options.plot is not None and curves:
+        named: dict[str, dict[str, Any]] = {}
+        for curve in curves:
+            name = " ".join(filter(None, (curve["set"], _side(curve["degrade"]))))
+            while name in named:  # two sets of one name
+                name += "′"
+            named[name] = curve["roc"]
+        write_roc_plot(options.plot, named, str(options.model))
+    elif options.plot is not None:
+        raise DataError(f"{options.plot}: nothing to draw: a curve needs pairs of both kinds")
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.verification", description=main.__doc__)
     add_model_options(parser)
-    parser.add_argument("sets", nargs="+", metavar="SET", help=".bin file")
+    parser.add_argument("sets", nargs="+", metavar="SET", help=".bin file, or folder with pairs.txt")
     parser.add_argument("--degrade", nargs="+", type=int, default=[], metavar="SIDE", help="also reduced to SIDE×SIDE")
     parser.add_argument("--json", metavar="OUT", help="write the results there")
+    parser.add_argument("--curves", metavar="OUT", help="write the results with ROC and hardest pairs there")
+    parser.add_argument("--plot", metavar="FILE", help="draw the ROC there (.png, .svg, .pdf)")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="add the mirror image")
     options = parser.parse_args(list(arguments))
     for side in options.degrade:
         if not 1 <= side <= IMAGE_SIZE:
             parser.error(f"--degrade: expected 1 to {IMAGE_SIZE}, got {side}")
-    for path in options.sets:  # a bad file shows now, not after an hour of embedding the others
-        load_pairs(path)
-    embedder = open_model(options)
-    results = []
-    for path in options.sets:
-        pairs = load_bin(path)
-        left_out = folds_without_val(pairs.issame)
-        if left_out:
-            print(f"{path}: VAL leaves out folds {left_out}: they lack same or different pairs")
-        results += [evaluate(embedder.embed, pairs, side, progress=True) for side in [None, *options.degrade]]
-    print(table(results))
-    if options.json:
-        write_json(options.json, results)
-    return None
+    return options
 
 
 if __name__ == "__main__":

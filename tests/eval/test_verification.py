@@ -10,12 +10,23 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from eval import verification
 from eval.embed import load_embedder
-from eval.verification import VerificationSet, embed_with_mirror, evaluate, load_bin, reduce_to, score
+from eval.verification import (
+    VerificationSet,
+    embed_with_mirror,
+    evaluate,
+    evaluate_with_curve,
+    load_bin,
+    reduce_to,
+    score,
+    squared_distances,
+)
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
 from recognition.errors import DataError, NumericsError, SettingsError
@@ -190,6 +201,75 @@ def test_reducing_keeps_size_flat_colour_and_the_original():
             reduce_to(pairs.images, side)
 
 
+def test_the_order_of_pairs_inside_a_fold_changes_nothing():
+    pairs = make_set()
+    sums, norms = embed_with_mirror(embed, pairs.images)
+    generator = np.random.default_rng(3)
+    order = np.concatenate([generator.permutation(fold) for fold in np.array_split(np.arange(45), 10)])
+    rows = np.stack([2 * order, 2 * order + 1], axis=1).reshape(-1)
+    assert (order != np.arange(45)).any()
+    assert_close(score(sums[rows], norms[rows], pairs.issame[order], "made"), score(sums, norms, pairs.issame, "made"),
+                 abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 7, 89, 90, 91])
+def test_odd_batch_sizes_change_nothing(monkeypatch, size):
+    pairs = make_set()
+    wanted = evaluate(embed, pairs)
+    monkeypatch.setattr(verification, "EMBED_AT_ONCE", size)
+    assert_close(evaluate(embed, pairs), wanted, rel=1e-5)
+
+
+def test_ties_are_not_luck():
+    """All distances equal: every threshold above them says "same"; the figures do not depend on the pairs' order."""
+    issame = np.tile([True, False, False], 10)
+    result = score(np.ones((60, 4), np.float32), np.ones(60), issame)
+    assert result["accuracy"] == pytest.approx(2 / 3)
+    assert result["eer"] == pytest.approx(0.5)
+    assert score(np.ones((60, 4), np.float32), np.ones(60), np.tile([False, True, False], 10)) == result
+
+
+def test_without_the_mirror_image():
+    pairs = make_set()
+    sums, norms = embed_with_mirror(embed, pairs.images, flip=False)
+    np.testing.assert_array_equal(sums, embed(pairs.images))
+    np.testing.assert_allclose(norms, np.linalg.norm(sums, axis=1))
+    assert evaluate(embed, pairs, flip=False) == score(sums, norms, pairs.issame, "made")
+    assert evaluate(embed, pairs, flip=False) != evaluate(embed, pairs)
+
+
+def test_folds_are_the_sets():
+    pairs = make_set()
+    three = VerificationSet("made", pairs.images, pairs.issame, folds=3)
+    sums, norms = embed_with_mirror(embed, pairs.images)
+    distance = squared_distances(sums)
+    accuracies = verification.metrics.fold_accuracy(distance, pairs.issame, 3)
+    assert evaluate(embed, three)["accuracy_std"] == pytest.approx(accuracies.std())
+    assert evaluate(embed, three)["accuracy_std"] != evaluate(embed, pairs)["accuracy_std"]
+    with pytest.raises(DataError, match="46 folds need at least 46 pairs, got 45"):
+        score(sums, norms, pairs.issame, "made", folds=46)
+
+
+def test_a_curve_has_the_hardest_pairs():
+    pairs = make_set()
+    row, curve = evaluate_with_curve(embed, pairs, 16, "sets/made.bin")
+    assert row == evaluate(embed, pairs, 16)
+    assert (curve["set"], curve["degrade"], curve["path"]) == ("made", 16, "sets/made.bin")
+    alike = -squared_distances(embed_with_mirror(embed, reduce_to(pairs.images, 16))[0])
+    false_match = sorted((-alike[i], i) for i in range(45) if not pairs.issame[i])[:8]
+    false_non_match = sorted((alike[i], i) for i in range(45) if pairs.issame[i])[:8]
+    assert curve["hardest"]["false_match"] == [[i, pytest.approx(-score)] for score, i in false_match]
+    assert curve["hardest"]["false_non_match"] == [[i, pytest.approx(score)] for score, i in false_non_match]
+    assert curve["roc"] == verification.metrics.roc_summary(alike, pairs.issame)
+    people = np.arange(45), np.where(pairs.issame, np.arange(45), 0)
+    named = VerificationSet("made", pairs.images, pairs.issame, people=people)
+    by_people = evaluate_with_curve(embed, named, 16)[1]["roc"]
+    assert by_people["tar"] == curve["roc"]["tar"]
+    assert by_people["low"] != curve["roc"]["low"]
+    json.dumps(curve, allow_nan=False)
+    assert evaluate_with_curve(embed, VerificationSet("one kind", pairs.images, np.ones(45, bool)))[1] is None
+
+
 def test_figures_that_do_not_exist_are_none():
     pairs = make_set()
     for issame in (np.ones(45, bool), np.zeros(45, bool)):
@@ -205,7 +285,7 @@ def test_not_finite_embeddings_are_an_error_of_numbers():
     def spoilt(images):
         return np.where(images.reshape(len(images), -1)[:, :1] == pairs.images[5].flat[0], np.nan, embed(images))
 
-    with pytest.raises(NumericsError, match="image 5"):
+    with pytest.raises(NumericsError, match="2 of 90 embeddings are not finite: made: pair 2, image 5"):
         evaluate(spoilt, pairs)
 
 
@@ -253,6 +333,40 @@ def test_command(tmp_path, capsys, model):
     assert f"{results[0]['accuracy']:.4f}" in printed
 
 
+def test_command_with_a_folder_curves_and_a_plot(tmp_path, capsys, model):
+    pairs = make_set(24)
+    folder = tmp_path / "faces"
+    lines = ["2\t6"]
+    for pair in range(24):
+        names = (f"P{pair}a", f"P{pair}a" if pairs.issame[pair] else f"P{pair}b")
+        for side, name in enumerate(names):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / f"{name}_{side + 1:04d}.png").write_bytes(png(pairs.images[2 * pair + side]))
+        lines.append(f"{names[0]}\t1\t2" if pairs.issame[pair] else f"{names[0]}\t1\t{names[1]}\t2")
+    (folder / "pairs.txt").write_text("\n".join(lines))
+    made = write_bin(tmp_path / "made.bin", pairs.images, pairs.issame)
+    out, plain, plot = tmp_path / "curves.json", tmp_path / "rows.json", tmp_path / "roc.svg"
+    arguments = [str(model), str(folder), str(made), "--threads", "1", "--no-flip", "--plot", str(plot)]
+    assert verification.main([*arguments, "--curves", str(out), "--json", str(plain)]) is None
+    found = json.loads(out.read_text())
+    assert found["verification"] == json.loads(plain.read_text())
+    rows, curves = found["verification"], found["curves"]
+    assert [(row["set"], row["pairs"]) for row in rows] == [("faces", 24), ("made", 24)]
+    assert [(curve["set"], curve["path"]) for curve in curves] == [("faces", str(folder)), ("made", str(made))]
+    assert rows[0]["eer"] == rows[1]["eer"]
+    assert rows[0]["mean_norm"] == pytest.approx(rows[1]["mean_norm"])
+    assert curves[0]["hardest"] == curves[1]["hardest"]
+    assert curves[0]["roc"]["low"] != curves[1]["roc"]["low"]  # people drawn, and pairs drawn
+    assert "faces" in plot.read_text()
+    (mean,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| mean ")]
+    assert f"{(rows[0]['accuracy'] + rows[1]['accuracy']) / 2:.4f}" in mean
+
+
+def test_command_refuses_other_pictures_before_it_embeds(tmp_path):
+    with pytest.raises(SettingsError, match=r"roc\.gif: expected a name ending in"):
+        verification.main([str(tmp_path / "no.onnx"), str(tmp_path / "no.bin"), "--plot", "roc.gif"])
+
+
 @pytest.mark.parametrize("side", ["0", "113", "x"])
 def test_command_refuses_impossible_sides(side):
     with pytest.raises(SystemExit) as stop:
@@ -269,6 +383,27 @@ def test_command_ends_with_the_status_of_bad_data(tmp_path):
     assert done.stderr.count("\n") == 1
     assert f"{path}: offset 0: not a verification set: the name os.system is not allowed" in done.stderr
     assert not (ROOT / "SPRUNG").exists()
+
+
+def test_command_ends_with_the_status_of_bad_numbers(tmp_path):
+    """A network that takes the root of what is negative for dark pictures only."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+         helper.make_node("Sqrt", ["mean"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    model = tmp_path / "root.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(model))
+    images = np.random.default_rng(0).integers(140, 250, (24, 112, 112, 3), dtype=np.uint8)
+    images[7] = 0
+    path = write_bin(tmp_path / "dark.bin", images, np.arange(12) % 2 == 0)
+    command = [sys.executable, "-m", "eval.verification", str(model), str(path), "--device", "cpu", "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "1 of 24 embeddings are not finite: dark: pair 3, image 7" in done.stderr
 
 
 @pytest.mark.slow
