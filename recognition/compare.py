@@ -273,8 +273,9 @@ def figures(member: Member) -> dict[str, float]:
         side = f" {row['degrade']}×{row['degrade']}" if row["degrade"] else ""
         found[f"{row['set']}{side}"] = row["accuracy"]
     for name, result in results["ijb"].items():
-        if name in member.config.evaluation.ijb and result["1:1"]["nearest"].get(TAR_AT) is not None:
-            found[f"{Path(name).name} TAR@{TAR_AT}"] = result["1:1"]["nearest"][TAR_AT]
+        rates = result.get("1:1", {}).get("nearest", {})
+        if name in member.config.evaluation.ijb and rates.get(TAR_AT) is not None:
+            found[f"{Path(name).name} TAR@{TAR_AT}"] = rates[TAR_AT]
     return found
 
 

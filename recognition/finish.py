@@ -2,7 +2,9 @@
 
     RUN/model.onnx         exported from model_last.pt, checked against torch
     RUN/evaluation.json    {"model", "run": {"settings", "data", "sets"}, "parity", "verification": [...],
-                            "ijb": {folder: {...}}}
+                            "curves": [...], "ijb": {folder: {...}}}
+    RUN/report.html        all of it in one page (eval/report.py)
+    RUN/ijb_cache/         the embeddings of IJB, so that a killed evaluation goes on
 
 The last model is exported, not the best one: choosing by the score on a test set would flatter that score.
 Proven by tests/recognition/test_launch.py.
@@ -14,9 +16,11 @@ from typing import Any
 
 from prettytable import PrettyTable
 
+from eval import report, report_read
 from eval.embed import load_embedder
 from eval.ijb import evaluate_ijb
-from eval.verification import evaluate, load_bin, write_json
+from eval.ijb_cache import model_identity
+from eval.verification import evaluate_with_curve, load_bin, write_json
 from recognition.config import Config, find_sets, settings_of
 from recognition.data.dataset import open_dataset, split_roots
 from tools.export_onnx import export, read_images
@@ -29,21 +33,28 @@ def finish(config: Config) -> dict[str, Any]:
     print(f"exporting {model} and evaluating it", flush=True)
     parity = export(config.folder / "model_last.pt", model, images)
     embedder = load_embedder(model)
-    verification = []
+    verification, curves = [], []
     for path in find_sets(config):
         pairs = load_bin(path)
         for side in (None, *config.evaluation.degrade):
-            verification.append(evaluate(embedder.embed, pairs, side, progress=True))
-    ijb = {folder: evaluate_ijb(embedder.embed, Path(folder)) for folder in config.evaluation.ijb}
+            row, curve = evaluate_with_curve(embedder.embed, pairs, side, path.resolve(), progress=True)
+            verification.append(row)
+            curves += [curve] if curve else []
+    cache = (config.folder / "ijb_cache", model_identity(model, embedder.pixels))
+    ijb = {folder: evaluate_ijb(embedder.embed, folder, progress=True, cache=cache, curve=True)
+           for folder in config.evaluation.ijb}
     results = {
         "model": str(model),
         "run": evaluated_run(config),
         "parity": {"max_abs_error": parity.max_abs_error, "min_cosine": parity.min_cosine},
         "verification": verification,
+        "curves": curves,
         "ijb": ijb,
     }
     write_json(config.folder / "evaluation.json", results)
     print(closing_table(config, results))
+    (config.folder / "report.html").write_text(report.build(report_read.read_all([str(config.folder)])), encoding="utf-8")
+    print(f"the same with curves and pictures: {config.folder / 'report.html'}")
     return results
 
 
@@ -63,16 +74,27 @@ def closing_table(config: Config, results: dict[str, Any]) -> PrettyTable:
         name = row["set"] + (f" at {row['degrade']}×{row['degrade']}" if row["degrade"] else "")
         table.add_row([name, f"accuracy, {row['pairs']} pairs", f"{row['accuracy']:.4f} ± {row['accuracy_std']:.4f}"])
     for folder, result in results["ijb"].items():
-        for target in ("0.0001", "0.001", "0.01"):
-            if target in result["1:1"]["nearest"]:
-                value = result["1:1"]["nearest"][target]
-                table.add_row([folder, f"TAR@FAR={target}, {result['1:1']['pairs']} pairs", f"{value:.4f}"])
+        for figure, value in ijb_figures(result).items():
+            table.add_row([folder, figure, f"{value:.4f}"])
     figures = last_figures(config.folder / "metrics.jsonl")
     if figures:
         table.add_row(["training", "steps", figures["step"]])
         table.add_row(["training", "loss at the end", f"{figures['loss']:.3f}"])
         table.add_row(["training", "images a second", f"{figures['images_per_second']:.0f}"])
     return table
+
+
+def ijb_figures(result: dict[str, Any]) -> dict[str, float]:
+    """The figures of an IJB folder that people ask for first, as far as its lists allow them."""
+    found = {}
+    if "1:1" in result:
+        rates, pairs = result["1:1"]["nearest"], result["1:1"]["pairs"]
+        found = {f"TAR@FAR={far}, {pairs} pairs": rates[far] for far in ("0.0001", "0.001", "0.01") if far in rates}
+    if "1:N" in result:
+        mean = result["1:N"]["mean"]
+        named = {"1:N rank 1": "rank1", "1:N TPIR@FPIR=0.01": "tpir@0.01", "1:N TPIR@FPIR=0.1": "tpir@0.1"}
+        found |= {name: mean[key] for name, key in named.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def last_figures(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from eval.ijb_lists import find_target
 from recognition.agent import run_ranks
 from recognition.compare import compare
 from recognition.config import find_sets, load, read_file
@@ -76,6 +77,8 @@ def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int 
     if prepare is not None:
         prepare(config)
     find_sets(config)
+    for folder in config.evaluation.ijb:
+        find_target(folder)
     if fresh and machines.rank == 0:
         open_dataset(config.data.root)  # what would stop the new run must not cost the old one its place
         put_aside(config.folder)
