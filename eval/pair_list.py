@@ -31,7 +31,7 @@ def read_pair_list(path: Path) -> tuple[list[NamedPair], int]:
     """The pairs of a list in its order, and its folds (10 where it does not say).
 
     Raises:
-        DataError: a malformed line, another number of pairs than stated, fewer than two folds, or no pairs.
+        DataError: a malformed line, another number of pairs than stated, no pairs, or too many.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
@@ -50,10 +50,8 @@ def read_pair_list(path: Path) -> tuple[list[NamedPair], int]:
                 stated *= folds
         else:
             pairs.append(_pair(path, number, line, fields))
-    if folds < 2:
-        raise DataError(f"{path}: {folds} folds; a threshold is chosen on the other folds, so there must be two")
     if not pairs or stated not in (None, len(pairs)):
-        raise DataError(f"{path}: {len(pairs)} pairs" + (f"; its first line states {stated}" if stated else ""))
+        raise DataError(f"{path}: {len(pairs)} pairs" + (f"; its first line states {stated}" if stated is not None else ""))
     if len(pairs) > MAX_IMAGES // 2:
         raise DataError(f"{path}: {len(pairs)} pairs, more than {MAX_IMAGES // 2}")
     return pairs, folds

@@ -74,6 +74,8 @@ def load_folder(folder: str | Path) -> VerificationSet:
     """
     folder = Path(folder)
     pairs, folds = read_pair_list(folder / PAIRS)
+    if folds < 2:
+        raise DataError(f"{folder / PAIRS}: {folds} folds; a threshold is chosen on the other folds, so two at least")
     images = np.empty((2 * len(pairs), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     first_place: dict[tuple[str, int], int] = {}  # of a picture that stands in several pairs
     for place in range(len(images)):

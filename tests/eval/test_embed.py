@@ -132,8 +132,8 @@ def options(*words):
 
 def test_options_of_the_command_line(tmp_path, capsys):
     path = str(saved(tmp_path, network()))
-    found = options(path, "--mean", "1,2,3", "--std", "64", "--color-order", "bgr", "--input", "in0", "--layout", "nchw",
-                    "--output", "out0", "--threads", "1", "--device", "cpu")
+    found = options(path, "--mean", "1,2,3", "--std", "64", "--color-order", "bgr", "--input", "in0",
+                    "--layout", "nchw", "--output", "out0", "--threads", "1", "--device", "cpu")
     given = Given((1.0, 2.0, 3.0), (64.0, 64.0, 64.0), "BGR", "in0", "NCHW", "out0")
     assert given_in(found) == given
     embedder = open_model(found)

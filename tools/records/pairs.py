@@ -1,20 +1,20 @@
 """The verb `pairs`: a `.bin` verification set, from a list of pairs or drawn at random.
 
-The list is LFW's: a line `name n1 n2` is two pictures of one person, `name1 n1 name2 n2` of two; fields are separated
-by tabs or, where there are none, by blanks; the first line may say `folds pairs`. What is written is what every reader
-of such sets expects: a pickle, protocol 2, of (2N encoded images, N booleans). Beside OUT.bin, OUT.txt has the pairs as
-such a list. Proven by tests/tools/records/test_pairs.py.
+The list is LFW's (eval/pair_list.py). What is written is what every reader of such sets expects: a pickle, protocol 2,
+of (2N encoded images, N booleans). Beside OUT.bin, OUT.txt has the pairs as such a list.
+Proven by tests/tools/records/test_pairs.py.
 """
 
 import argparse
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prettytable import PrettyTable
 from tqdm import tqdm
 
+from eval.pair_list import NamedPair, read_pair_list
 from eval.safe_pickle import MAX_IMAGES, load_pairs
 from recognition.data.align import SIZE
 from recognition.data.image_file import ImageError, decode_rgb
@@ -23,19 +23,6 @@ from tools.records.common_options import add_common, report, whole
 from tools.records.draw_pairs import FOLDS, Face, draw_pairs
 from tools.records.faces import Faces, Picture, open_faces
 from tools.records.output import new_file
-
-
-class NamedPair(NamedTuple):
-    """Two faces by name and number, and the line of the list that says so."""
-
-    first: tuple[str, int]
-    second: tuple[str, int]
-    line: int
-
-    @property
-    def same(self) -> bool:
-        """Whether it is one person."""
-        return self.first[0] == self.second[0]
 
 
 def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -56,7 +43,7 @@ def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def _pairs(options: argparse.Namespace) -> int:
     faces = open_faces(options.source)
-    chosen = read_list(options.list) if options.list else drawn(faces, options.random, options.seed)
+    chosen = read_pair_list(options.list)[0] if options.list else drawn(faces, options.random, options.seed)
     where = f"{options.list}: line" if options.list else "pair"
     facts = {"source": str(options.source), **write_pairs(faces, chosen, options.out, options.replace, where)}
     table = PrettyTable(["set", facts["set"]], align="l")
@@ -64,37 +51,6 @@ def _pairs(options: argparse.Namespace) -> int:
         table.add_row([name.replace("_", " "), f"{facts[name]:,}"])
     report(facts, str(table), options.json)
     return 0
-
-
-def read_list(path: Path) -> list[NamedPair]:
-    """The pairs of a list in its order. A malformed line, or another number of pairs than stated, is a DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    pairs: list[NamedPair] = []
-    stated: int | None = None
-    for number, line in enumerate(lines, 1):
-        fields = line.strip().split("\t") if "\t" in line else line.split()
-        if not fields or fields == [""]:
-            continue
-        if number == 1 and len(fields) <= 2 and all(_is_number(field) for field in fields):
-            stated = int(fields[0]) * (2 * int(fields[1]) if len(fields) == 2 else 2)  # of each kind
-        elif len(fields) == 3 and _is_number(fields[1]) and _is_number(fields[2]):
-            pairs.append(NamedPair((fields[0], int(fields[1])), (fields[0], int(fields[2])), number))
-        elif len(fields) == 4 and _is_number(fields[1]) and _is_number(fields[3]):
-            pairs.append(NamedPair((fields[0], int(fields[1])), (fields[2], int(fields[3])), number))
-        else:
-            raise DataError(f"{path}: line {number}: expected 'name n n' or 'name n name n', found {line[:60]!r}")
-    if not pairs or stated not in (None, len(pairs)):
-        raise DataError(f"{path}: {len(pairs)} pairs" + (f"; its first line states {stated}" if stated else ""))
-    if len(pairs) > MAX_IMAGES // 2:
-        raise DataError(f"{path}: {len(pairs)} pairs, more than the {MAX_IMAGES // 2} that a reader takes")
-    return pairs
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def drawn(faces: Faces, count: int, seed: int) -> list[NamedPair]:

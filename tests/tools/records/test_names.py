@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.pair_list import read_pair_list
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordWriter, pack_record, write_index
 from recognition.errors import DataError
 from tools.records.names import ImageNames, ListFile, identity_names
-from tools.records.pairs import read_list
 
 
 @pytest.fixture
@@ -98,6 +98,6 @@ def test_any_text_is_names_or_refused(im2rec_set, count):
             assert names is None or names.keys() >= {7, 9}
             assert all(ImageNames(dataset)[sample] for sample in range(4))
         with suppress(DataError):
-            assert read_list(im2rec_set / "pairs.txt")
+            assert read_pair_list(im2rec_set / "pairs.txt")
 
     check()

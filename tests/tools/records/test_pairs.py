@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.pair_list import read_pair_list
 from eval.verification import load_bin
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
 from tools import rec_builder
 from tools.records.draw_pairs import FOLDS, draw_pairs
-from tools.records.pairs import read_list
 
 
 def png(number, side=112):
@@ -80,9 +80,9 @@ def test_a_list(kind, first, request, tmp_path, capsys):
 def test_lists_with_blanks(tmp_path):
     (tmp_path / "pairs.txt").write_text("10 300\n")
     with pytest.raises(DataError, match=r"pairs\.txt: 0 pairs; its first line states 6000"):
-        read_list(tmp_path / "pairs.txt")
+        read_pair_list(tmp_path / "pairs.txt")[0]
     (tmp_path / "pairs.txt").write_text("Bob 1 2\n\nBob 1 Ann 3\r\n")
-    assert [(pair.first, pair.second, pair.same, pair.line) for pair in read_list(tmp_path / "pairs.txt")] == [
+    assert [(pair.first, pair.second, pair.same, pair.line) for pair in read_pair_list(tmp_path / "pairs.txt")[0]] == [
         (("Bob", 1), ("Bob", 2), True, 1), (("Bob", 1), ("Ann", 3), False, 3)]
 
 
@@ -91,7 +91,7 @@ def test_lists_with_blanks(tmp_path):
 def test_malformed_lists(tmp_path, line):
     (tmp_path / "pairs.txt").write_text(f"Bob 1 2\n{line}\n")
     with pytest.raises(DataError, match=r"pairs\.txt: line 2: expected"):
-        read_list(tmp_path / "pairs.txt")
+        read_pair_list(tmp_path / "pairs.txt")[0]
 
 
 @pytest.mark.parametrize(("line", "reason"), [
