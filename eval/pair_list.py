@@ -51,7 +51,8 @@ def read_pair_list(path: Path) -> tuple[list[NamedPair], int]:
         else:
             pairs.append(_pair(path, number, line, fields))
     if not pairs or stated not in (None, len(pairs)):
-        raise DataError(f"{path}: {len(pairs)} pairs" + (f"; its first line states {stated}" if stated is not None else ""))
+        told = "" if stated is None else f"; its first line states {stated}"
+        raise DataError(f"{path}: {len(pairs)} pairs{told}")
     if len(pairs) > MAX_IMAGES // 2:
         raise DataError(f"{path}: {len(pairs)} pairs, more than {MAX_IMAGES // 2}")
     return pairs, folds

@@ -53,8 +53,9 @@ def finish(config: Config) -> dict[str, Any]:
     }
     write_json(config.folder / "evaluation.json", results)
     print(closing_table(config, results))
-    (config.folder / "report.html").write_text(report.build(report_read.read_all([str(config.folder)])), encoding="utf-8")
-    print(f"the same with curves and pictures: {config.folder / 'report.html'}")
+    page = config.folder / "report.html"
+    page.write_text(report.build(report_read.read_all([str(config.folder)])), encoding="utf-8")
+    print(f"the same with curves and pictures: {page}")
     return results
 
 

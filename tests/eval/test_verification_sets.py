@@ -48,7 +48,7 @@ def test_a_folder_is_its_list_in_order(folder):
 def test_the_first_line_states_folds_and_pairs(folder, first, folds):
     (folder / "pairs.txt").write_text("\n".join([*filter(None, [first]), *LINES]).replace("\t", " "))
     if folds is None:
-        with pytest.raises(DataError, match="two at least|states 0"):
+        with pytest.raises(DataError, match=r"two at least|states 0"):
             load_folder(folder)
     else:
         assert load_folder(folder).folds == folds
