@@ -83,14 +83,16 @@ def load_identification(folder: str | Path) -> IdentificationSet:
 
 
 def _read_folder(folder: Path, role: str) -> list[tuple[Path, str]]:
-    """Pictures and their subjects: the folder they are in, else the name up to its first `_`."""
+    """Pictures and their subjects: the role's folder that they are below, else the name up to its first `_`."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if role == "distractor":
         return [(path, "") for path in paths]
     nameless = [path for path in paths if path.parent == folder and "_" not in path.stem]
     if nameless:
         raise DataError(f"{folder}: {len(nameless)} pictures are not named ID_…: {_some(nameless)}")
-    return [(path, path.name.partition("_")[0] if path.parent == folder else path.parent.name) for path in paths]
+    below = [path.relative_to(folder).parts for path in paths]
+    return [(path, one[0] if len(one) > 1 else path.name.partition("_")[0])
+            for path, one in zip(paths, below, strict=True)]
 
 
 def _read_list(path: Path, role: str) -> list[tuple[Path, str]]:

@@ -144,7 +144,7 @@ def _read_metrics(content: Content, model: Model, path: Path) -> None:
             else:
                 figures = {key: value for key, value in entry.items() if _is_number(value)}
                 model.steps.append({**figures, "epoch": epoch})
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             model.broken += 1
     if lines and model.broken == len(lines):
         raise DataError(f"{path}: none of its {len(lines)} lines is one of a run's metrics")
@@ -167,7 +167,7 @@ def _read_file(content: Content, name: str, path: Path, is_source: bool = True) 
             model.sources.append(str(path))
         if not _add_scores(content, model, path, value):
             raise ValueError("not a result of this project's commands")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{path}: {reason.splitlines()[0][:200] if reason else type(error).__name__}") from None
 
@@ -213,7 +213,10 @@ def set_title(name: str, degrade: int | None) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def number(value: Any) -> float:

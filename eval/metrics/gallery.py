@@ -23,6 +23,7 @@ class Search:
     precision: np.ndarray  # float64 [n], average precision by steps; 0 for a probe without mate
     trapezoid_precision: np.ndarray  # float64 [n], average precision by trapezoids; 0 for a probe without mate
     largest_others: np.ndarray  # float [K], the largest of all scores of non-mates, falling
+    others: int  # how many scores of non-mates there were
 
 
 def search_gallery(
@@ -58,7 +59,7 @@ def search_gallery(
     dtype = np.result_type(probe, gallery)
     block = max(1, (megabytes << 20) // (m * (4 * dtype.itemsize + 3)))  # at most four copies and three masks
     wanted = math.ceil(n * largest_fpir)
-    parts, largest = [], np.empty(0, dtype)
+    parts, largest, others = [], np.empty(0, dtype), 0
     for start in range(0, n, block):
         rows = slice(start, start + block)
         similarity = probe[rows] @ gallery.T
@@ -66,12 +67,14 @@ def search_gallery(
             raise ValueError(f"scores of probes {start} to {start + len(similarity) - 1} are not finite")
         mate = number[:n][rows, None] == number[None, n:]
         parts.append(_search_block(similarity, mate))
+        others += mate.size - int(np.count_nonzero(mate))
         # Once there are enough, only what is above the smallest of them matters.
         above = similarity > largest.min() if wanted and len(largest) == wanted else np.True_
         largest = _largest(np.concatenate([largest, similarity[~mate & above]]), wanted)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 5
     rank, mate_score, other_score, steps, trapezoids = columns
-    return Search(rank > 0, rank.astype(np.int64), mate_score, other_score, steps, trapezoids, np.sort(largest)[::-1])
+    largest = np.sort(largest)[::-1]
+    return Search(rank > 0, rank.astype(np.int64), mate_score, other_score, steps, trapezoids, largest, others)
 
 
 def _search_block(similarity: np.ndarray, mate: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -126,7 +129,7 @@ def tpir_at_fpir(search: Search, fpir: float, merged: bool = False) -> float | N
     one at index max(int(n · FPIR) − 1, 0). A hit has its mate first and above the threshold. None without such probes.
 
     Merged galleries, in which every probe has its mate: the threshold is the ⌈probes · FPIR⌉-th largest of all scores
-    of non-mates; a hit has its mate above it, first or not.
+    of non-mates; a hit has its mate above it, first or not. None where there are fewer such scores than that.
 
     Returns:
         hits / mated probes; None where there are none.
@@ -144,7 +147,7 @@ def tpir_at_fpir(search: Search, fpir: float, merged: bool = False) -> float | N
     else:
         scores = np.sort(search.other_score[~search.mated])[::-1]
         index = max(int(len(scores) * fpir) - 1, 0)
-    if len(scores) == 0:
+    if len(scores) == 0 or merged and len(scores) == search.others <= index:
         return None
     if index >= len(scores):
         raise ValueError(f"the search kept {len(scores)} scores of non-mates, an FPIR of {fpir} needs {index + 1}")

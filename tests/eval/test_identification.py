@@ -105,6 +105,16 @@ def test_lists_and_folders_of_people_say_the_same(tinyface, cheap_network, tmp_p
             assert found[key] == pytest.approx(expected[key], abs=1e-9), key
 
 
+def test_folders_inside_a_persons_folder_are_no_people(tmp_path):
+    image = np.full((20, 20, 3), 9, np.uint8)
+    for place in ("Probe/ann/session1/x.png", "Probe/ben/session1/x.png", "Gallery_Match/ann/y.png",
+                  "Gallery_Match/ben/2020/may/y.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / place), image)
+    pictures = load_identification(tmp_path)
+    assert pictures.probe_subject == pictures.gallery_subject == ["ann", "ben"]
+
+
 def test_without_distractors_and_with_strangers(tinyface, cheap_network, tmp_path):
     test = tinyface / "Testing_Set"
     probes = [f"{path}\t{path.name.split('_')[0]}" for path in sorted((test / "Probe").iterdir())]

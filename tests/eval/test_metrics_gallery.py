@@ -148,6 +148,17 @@ def test_what_cannot_be_said_is_none():
     assert metrics.rank_k(nobody, 1) is None
 
 
+def test_fewer_scores_of_others_than_the_threshold_needs():
+    probe, subjects = np.tile([[1.0, 0.0]], (30, 1)), np.zeros(30, int)
+    found = metrics.search_gallery(probe, np.eye(2)[:1], subjects, np.zeros(1, int))
+    assert metrics.tpir_at_fpir(found, 0.1, merged=True) is None  # no score of others at all
+    subjects[:2] = 1
+    found = metrics.search_gallery(probe, np.eye(2)[:1], subjects, np.zeros(1, int))
+    assert (found.others, found.largest_others.tolist()) == (2, [1, 1])
+    assert metrics.tpir_at_fpir(found, 0.1, merged=True) is None  # the third largest of two
+    assert metrics.tpir_at_fpir(found, 0.05, merged=True) == 0
+
+
 def test_impossible_input_is_named():
     eye, three = np.eye(3), np.arange(3)
     with pytest.raises(ValueError, match="expected probes"):

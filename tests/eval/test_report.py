@@ -275,6 +275,12 @@ def test_a_line_cut_short_is_said(run):
     assert "run: 1 of 8 lines of metrics.jsonl cannot be read" in Page(built(run)).text
 
 
+def test_numbers_that_no_float_holds_are_lines_that_cannot_be_read(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(f'{{"step": 70, "epoch": {"9" * 400}}}\n{{"step": 80, "epoch": 4, "loss": {"9" * 400}}}\n')
+    assert "run: 1 of 9 lines of metrics.jsonl cannot be read" in Page(built(run)).text
+
+
 def test_a_comparison(tmp_path):
     value = {
         "figures": {"none": {"lfw": {"mean": 0.86311, "deviation": 0.00388, "seeds": 5, "values": {}}},
@@ -295,6 +301,7 @@ BAD = {
     "nan": b'[{"set": "lfw", "degrade": null, "pairs": 6, "accuracy": NaN}]', "binary": bytes(range(256)),
     "lacks": b'[{"set": "lfw", "degrade": null, "pairs": 6}]', "rows": b"[[1, 2]]", "deep": b"[" * 100_000,
     "words": b'[{"set": "lfw", "degrade": null, "pairs": "many"}]', "digits": b"[" + b"9" * 5000 + b"]",
+    "huge": b'[{"set": "lfw", "degrade": null, "pairs": ' + b"9" * 400 + b"}]",
     "curve": b'{"verification": [], "curves": [{"set": "a", "degrade": null, "roc": {"far": [1], "tar": [1, 2]}}]}',
     "ijb": b'{"1:1": {"pairs": 3, "nearest": {"x": 1}, "strict": {}}}', "ijb list": b'{"ijb": [1]}',
     "quality": b'{"models": [1]}', "comparison": b'{"differences": {"a": 1}, "figures": {}}',

@@ -23,7 +23,7 @@ import numpy as np
 
 from recognition.errors import DataError
 from tools.records.sources.folder import FolderReader
-from tools.records.sources.names import Names, rows_of
+from tools.records.sources.names import Names, first_repeated, rows_of
 from tools.records.sources.source import Members, Source, identity_order, stamp_of
 
 LIST_SUFFIXES = (".csv", ".lst", ".parquet", ".tsv", ".txt")
@@ -88,6 +88,8 @@ def open_list(path: Path, root: Path, members: Members | None) -> Source:
         raise DataError(f"{path}: {error.strerror or error}") from error
     if not len(rows.names):
         raise DataError(f"{path}: lists no picture")
+    if members is not None and (repeated := first_repeated(members.names)) is not None:
+        raise DataError(f"{root}: member {repeated!r} stands there twice")
     order, identity, identities = identity_order(np.frombuffer(rows.labels, np.int64), list(rows.number))
     names = rows.names.take(order)
     landmarks = np.frombuffer(rows.landmarks, np.float32).reshape(-1, 5, 2)[order] if len(rows.landmarks) else None

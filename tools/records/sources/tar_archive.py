@@ -88,7 +88,16 @@ def _list(path: Path, archive: tarfile.TarFile, plain: Path) -> Members:
             continue
         names.append(name)
         places.extend((member.offset_data, member.size))
+    _check_end(path, archive.offset, plain)
     return Members(names, np.array(places, np.int64).reshape(-1, 2), TarReader(plain), ignored)
+
+
+def _check_end(path: Path, offset: int, plain: Path) -> None:
+    """Demand the block of zeros that ends a tar: tarfile takes a damaged header, or none, for the end as well."""
+    with open(plain, "rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{path}: damaged or cut at offset {offset}: neither a member nor the mark of the end there")
 
 
 def _plain(path: Path, spool: Path) -> Path:
