@@ -147,7 +147,7 @@ def tpir_at_fpir(search: Search, fpir: float, merged: bool = False) -> float | N
     else:
         scores = np.sort(search.other_score[~search.mated])[::-1]
         index = max(int(len(scores) * fpir) - 1, 0)
-    if len(scores) == 0 or merged and len(scores) == search.others <= index:
+    if len(scores) == 0 or (merged and len(scores) == search.others <= index):
         return None
     if index >= len(scores):
         raise ValueError(f"the search kept {len(scores)} scores of non-mates, an FPIR of {fpir} needs {index + 1}")
