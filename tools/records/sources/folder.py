@@ -3,6 +3,7 @@
 Proven by tests/tools/records/test_sources.py.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def open_folder(root: Path) -> Source:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one folder per identity with its images")
     names, identity, identities, ignored, empty = Names(), [], [], [], []
+    stamps = hashlib.blake2b(digest_size=16)
     for entry in sorted(os.scandir(root), key=lambda entry: natural(entry.name)):
         if entry.name.startswith("."):
             continue
@@ -45,6 +47,7 @@ def open_folder(root: Path) -> Source:
                 continue
             if item.is_file() and item.name.lower().endswith(IMAGE_SUFFIXES):
                 names.append(f"{entry.name}/{item.name}")
+                stamps.update(_stamp(item))
             else:
                 ignored.append(f"{entry.name}/{item.name}")
         if len(names) == before:
@@ -57,4 +60,21 @@ def open_folder(root: Path) -> Source:
         shown = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
         raise DataError(f"{root}: {len(empty)} identity folder(s) without images ({shown}); remove them or fill them")
     rows = np.repeat(np.arange(len(identities), dtype=np.int32), identity)
-    return Source(root, "folder", names, rows, identities, FolderReader(root), ignored=ignored)
+    stamp = stamps.hexdigest()
+    return Source(root, "folder", names, rows, identities, FolderReader(root), ignored=ignored, stamp=stamp)
+
+
+def stamp_of_files(root: Path, names: Names) -> str:
+    """Which versions the files ROOT/NAME are of: a hash of the size and time of each."""
+    stamps = hashlib.blake2b(digest_size=16)
+    for name in names:
+        stamps.update(_stamp(root / name))
+    return stamps.hexdigest()
+
+
+def _stamp(file: "os.DirEntry[str] | Path") -> bytes:
+    try:
+        status = file.stat()
+    except OSError:  # the build will say why
+        return b"none "
+    return f"{status.st_size} {status.st_mtime_ns} ".encode()

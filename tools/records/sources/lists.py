@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from recognition.errors import DataError
-from tools.records.sources.folder import FolderReader
+from tools.records.sources.folder import FolderReader, stamp_of_files
 from tools.records.sources.names import Names, first_repeated, rows_of
 from tools.records.sources.source import Members, Source, identity_order, stamp_of
 
@@ -99,7 +99,7 @@ def open_list(path: Path, root: Path, members: Members | None) -> Source:
         places = members.places[found]
         places[found < 0] = -1
     reader = FolderReader(root) if members is None else members.reader
-    stamp = stamp_of(path) + (f" {stamp_of(root)}" if members is not None else "")
+    stamp = f"{stamp_of(path)} {stamp_of_files(root, names) if members is None else stamp_of(root)}"
     return Source(path, "list", names, identity, identities, reader, places, landmarks, stamp=stamp, notes=rows.notes)
 
 

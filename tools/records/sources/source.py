@@ -42,7 +42,7 @@ class Source:
     """Pictures in the order of the set. `identity` int32 [n] counts `identities` and never falls.
 
     `places` int64 [n, k] are where an archive has them; `landmarks` float32 [n, 5, 2], NaN where unknown;
-    `stamp` says which version of the file this was; `notes` are for the user.
+    `stamp` says which version of the file or files this was; `notes` are for the user.
     """
 
     root: Path
