@@ -54,6 +54,41 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
         opened(tar_of(tmp_path / "a.tar", name), tmp_path)
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_tar_whose_rest_tarfile_passes_over_is_refused(tmp_path, compress):
+    """tarfile ends its list in silence at a damaged header, a cut one and a file that ends between two members."""
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        for number in range(3):
+            member = tarfile.TarInfo(f"x/{number}.jpg")
+            member.size = len(JPEG)
+            archive.addfile(member, io.BytesIO(JPEG))
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        second, end = archive.getmembers()[1].offset, archive.getmembers()[2].offset_data + -(-len(JPEG) // 512) * 512
+    whole = (tmp_path / "whole.tar").read_bytes()
+    flipped = bytearray(whole)
+    flipped[second + 150] ^= 1
+    cases = [(bytes(flipped), second), (whole[:second], second), (whole[: second + 200], second), (whole[:end], end)]
+    path = tmp_path / ("a.tar.gz" if compress else "a.tar")
+    for data, offset in cases:
+        path.write_bytes(gzip.compress(data) if compress else data)
+        with pytest.raises(DataError, match=rf"{path.name}: damaged or cut at offset {offset}:"):
+            opened(path, tmp_path)
+    path.write_bytes(gzip.compress(whole[: end + 512]) if compress else whole[: end + 512])
+    assert len(opened(path, tmp_path).names) == 3
+
+
+def test_a_member_that_stands_there_twice_is_refused_in_lists_too(tmp_path):
+    for number in range(2):
+        with tarfile.open(tmp_path / "a.tar", "a") as archive:
+            member = tarfile.TarInfo("x/a.jpg")
+            member.size = len(JPEG) - number
+            archive.addfile(member, io.BytesIO(JPEG))
+    (tmp_path / "a.csv").write_text("path,label\nx/a.jpg,0\n")
+    for path, images in ((tmp_path / "a.tar", None), (tmp_path / "a.csv", tmp_path / "a.tar")):
+        with pytest.raises(DataError, match=r"a\.tar: member 'x/a\.jpg' stands there twice"):
+            open_source(path, images, tmp_path / "spool")
+
+
 def test_backslashes_of_windows_are_slashes(tmp_path):
     assert list(opened(zip_of(tmp_path / "a.zip", "x\\a.jpg"), tmp_path).names) == ["x/a.jpg"]
 

@@ -97,7 +97,7 @@ def _check_end(path: Path, offset: int, plain: Path) -> None:
     with open(plain, "rb") as file:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DataError(f"{path}: damaged or cut at offset {offset}: neither a member nor the mark of the end there")
+            raise DataError(f"{path}: damaged or cut at offset {offset}: no member and no mark of the end there")
 
 
 def _plain(path: Path, spool: Path) -> Path:
