@@ -5,6 +5,7 @@ byte unless asked otherwise; other formats are encoded as JPEG, or copied with `
 read by both loaders). Aligned and resized pictures are always encoded. Proven by tests/tools/records/test_build.py.
 """
 
+import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,16 @@ import numpy as np
 
 from recognition.data.align import SIZE, align_face
 from recognition.data.image_file import ImageError, decode_rgb, encode_jpeg, is_jpeg
+from recognition.errors import DataError
 from tools.records.face_detector import MIN_SCORE, FaceDetector
 from tools.records.sources.source import Reader
 
 DEFAULT_QUALITY = 95  # of images that must be encoded: the loss is invisible to the eye and to a network
 UNREADABLE, WITHOUT_FACE = "unreadable", "without_face"
+# What a picture, or its path, can be blamed for. A disk or server that fails, or too little memory, would leave out
+# pictures that are good. None is of errors that a reader raises by itself.
+_OF_THE_PICTURE = (None, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG,
+                   errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,14 @@ class Preparer:
         self._detector = FaceDetector(settings.detect, settings.min_score) if settings.detect else None
 
     def __call__(self, task: Task) -> Prepared:
-        """Read, check, align or resize, and encode one picture."""
+        """Read, check, align or resize, and encode one picture; a DataError where its source, not it, is at fault."""
         try:
             encoded = self.reader.read(task.name, task.place)
             image = decode_rgb(encoded)
         except OSError as error:
+            if error.errno not in _OF_THE_PICTURE:
+                raise DataError(f"{task.name}: {error.strerror}: reading failed, which says nothing about the picture; "
+                                "the same command goes on") from error
             return Prepared(kind=UNREADABLE, fault=error.strerror or str(error))
         except ValueError as error:  # ImageError is one
             return Prepared(kind=UNREADABLE, fault=str(error))

@@ -1,7 +1,9 @@
 """A build that is killed goes on where it was and ends with the bytes of one that was not."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from recognition.data.sample_map import MAP_NAME
 from recognition.errors import DataError, SettingsError
 from tools import rec_builder
 from tools.records import build, building_folder
+from tools.records.sources.folder import FolderReader
 
 ROOT = Path(__file__).resolve().parents[3]
 # A build that writes its state after every image (SIGKILL loses nothing that was written, synced or not).
@@ -179,6 +182,49 @@ def test_other_settings_or_another_source_begin_anew(source, tmp_path, monkeypat
     shown = capsys.readouterr()
     assert "beginning anew" in shown.err
     assert json.loads(shown.out)["went_on_at"] == 0
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_changed_pictures_under_the_same_names_begin_anew(source, tmp_path, monkeypatch, capsys, listed):
+    """A build stopped by unreadable pictures, which then were mended, or by anything while pictures were exchanged."""
+    pictures, out = tmp_path / "pictures", tmp_path / "set"
+    shutil.copytree(source, pictures)
+    what, images = pictures, []
+    if listed:
+        what, images = tmp_path / "list.csv", ["--images", str(pictures)]
+        rows = [f"{path.relative_to(pictures)},{path.parent.name}\n" for path in sorted(pictures.glob("*/*"))]
+        what.write_text("path,label\n" + "".join(rows))
+    monkeypatch.setattr(build, "SYNC_SECONDS", 0)
+    with pytest.raises(DataError, match="more than the 0 allowed"):
+        rec_builder.main(["build", str(what), str(out), *images, "--max-unreadable", "0"])
+    assert _position(out) > 20
+    for path in pictures.glob("n_5/*"):
+        shutil.copyfile(pictures / "n_6" / "1.jpg", path)
+    shutil.copyfile(pictures / "n_0" / "1.jpg", pictures / "n_0" / "0.jpg")
+    assert rec_builder.main(["build", str(what), str(out), *images, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["went_on_at"] == 0
+    rec_builder.main(["build", str(what), str(tmp_path / "fresh"), *images])
+    assert files_of(out) == files_of(tmp_path / "fresh")
+
+
+def test_a_disk_that_fails_is_no_unreadable_picture(source, tmp_path, monkeypatch, capsys):
+    read, failing = FolderReader.read, True
+
+    def fails(self, name, place):
+        if failing and name == "n_9/2.jpg":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self, name, place)
+
+    monkeypatch.setattr(FolderReader, "read", fails)
+    monkeypatch.setattr(build, "SYNC_SECONDS", 0)
+    command = ["build", str(source), str(tmp_path / "set"), "--workers", "1"]
+    with pytest.raises(DataError, match=r"n_9/2\.jpg: Input/output error: reading failed.*the same command goes on"):
+        rec_builder.main(command)
+    failing = False
+    assert rec_builder.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["went_on_at"] > 20
+    rec_builder.main(["build", str(source), str(tmp_path / "whole")])
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "whole")
 
 
 def test_one_build_at_a_time_and_a_damaged_state(source, tmp_path, monkeypatch):
