@@ -26,7 +26,7 @@ from recognition.data.align import SIZE
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import FLOAT32_WHOLE
 from recognition.errors import DataError, SettingsError
-from tools.records.building_folder import alone, move_into_place, read_progress, remove_old, write_progress
+from tools.records.building_folder import alone, is_shard, move_into_place, read_progress, remove_old, write_progress
 from tools.records.prepare import PictureSettings, Prepared, Task
 from tools.records.set_writer import SetWriter, ShardSettings, State
 from tools.records.sources import Source, open_source
@@ -90,6 +90,10 @@ def _check_settings(path: Path, out: Path, settings: BuildSettings) -> None:
     files = [entry.name for entry in os.scandir(out) if entry.name != ".building"]
     if files and not (out / "labels.tsv").exists():
         raise DataError(f"{out}: holds files, and no set that was built here (no labels.tsv); give another folder")
+    foreign = sorted(path.name for path in out.glob("*.rec") if not is_shard(path))
+    if foreign and (settings.shard.shards > 1 or settings.shard.max_bytes is not None):
+        raise DataError(f"{out}: holds {foreign[0]}, which no build wrote; training would take it for a shard of the "
+                        "set: move it away")
 
 
 def _open(path: Path, building: Path, settings: BuildSettings) -> Source:

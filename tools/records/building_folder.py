@@ -8,6 +8,7 @@ tests/tools/records/test_resume.py.
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,14 +68,17 @@ def write_progress(building: Path, progress: dict[str, Any]) -> None:
     fresh.replace(building / "progress.json")
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a build may have written a .rec file, by its name."""
+    return re.fullmatch(r"train(_[0-9]+)?\.rec", path.name) is not None
+
+
 def remove_old(out: Path) -> None:
     """Remove an earlier set, indices first, so that no mixture ever opens; what else is in the folder stays."""
-    stems = [path.stem for path in out.glob("train*.rec")]
-    for stem in stems:
-        (out / f"{stem}.idx").unlink(missing_ok=True)
-    for stem in stems:
-        for path in out.glob(f"{stem}.*"):
-            path.unlink()
+    stems = [path.stem for path in out.glob("train*.rec") if is_shard(path)]
+    for suffix in (".idx", ".crc", ".lst", ".rec"):
+        for stem in stems:
+            (out / f"{stem}{suffix}").unlink(missing_ok=True)
     for name in ("unreadable.tsv", "without_face.tsv", "landmarks.csv", MAP_NAME):
         (out / name).unlink(missing_ok=True)
 

@@ -145,6 +145,19 @@ def test_unreadable_images_are_named_counted_and_left_out(source, tmp_path, caps
     assert open_dataset(tmp_path / "set").labels.tolist() == [0, 0, 1, 1]
 
 
+def test_building_again_leaves_what_no_build_wrote(source, tmp_path):
+    run("build", source, tmp_path / "set", "--shards", 2)
+    mine = ["train_mybackup.rec", "train_mybackup.idx", "train_00.notes.txt", "train_00.npy", "trainer.rec"]
+    for name in mine:
+        (tmp_path / "set" / name).write_text("precious")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    with pytest.raises(DataError, match=r"holds train_mybackup\.rec, which no build wrote"):
+        run("build", source, tmp_path / "set", "--shards", 3)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
+    run("build", source, tmp_path / "set")
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {*SET_FILES, MAP_NAME, *mine}
+
+
 def test_too_many_unreadable_images_leave_the_old_set(source, tmp_path):
     run("build", source, tmp_path / "set")
     before = files_of(tmp_path / "set")
