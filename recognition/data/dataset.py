@@ -32,7 +32,8 @@ from recognition.data.recordio import (
 from recognition.data.sample_map import SampleMap, open_map
 from recognition.errors import DataError, SettingsError
 
-_FRAME_AND_FLAG = Struct("<III")
+_FRAME_AND_LABEL = Struct("<IIIf")  # of a record: magic, length, flag, label
+_LABELS = Struct("<ff")
 
 
 @dataclass(frozen=True)
@@ -87,27 +88,39 @@ class RecordDataset:
     def encoded(self, sample: int) -> np.ndarray:
         """The encoded image, uint8 [bytes]: a read-only view of the memory map, a copy for a record that was split.
 
-        The file may have changed since it was checked: a frame that no longer holds the record is a DataError.
+        The file may have changed since it was checked: a frame that no longer holds the record is a DataError, and so
+        is a record of another label.
         """
         reader, offset = self._readers[self._shard(sample)], int(self._samples.offsets[sample])
         if offset + FRAME_BYTES + IMAGE_HEADER.size > reader.size:
             raise DataError(f"{self.where(sample)}: outside the file of {reader.size} bytes")
-        magic, word, flag = _FRAME_AND_FLAG.unpack_from(reader.map, offset)
-        start = offset + FRAME_BYTES + IMAGE_HEADER.size + 4 * flag
+        magic, word, flag, label = _FRAME_AND_LABEL.unpack_from(reader.map, offset)
+        labels_at = offset + FRAME_BYTES + IMAGE_HEADER.size
+        start = labels_at + 4 * flag
         stop = offset + FRAME_BYTES + (word & MAX_LENGTH - 1)
         if magic == MAGIC and not word >> LENGTH_BITS and start < stop <= reader.size:
+            self._check_label(sample, _LABELS.unpack_from(reader.map, labels_at) if flag else (label,), flag)
             return reader.bytes[start:stop]
         return self._in_parts(sample, reader, offset)
 
     def _in_parts(self, sample: int, reader: RecordReader, offset: int) -> np.ndarray:
         try:
-            _, image = unpack_record(reader.read(offset, self.place(sample)[1]))
+            header, image = unpack_record(reader.read(offset, self.place(sample)[1]))
         except DataError as error:
             text = str(error)
             raise DataError(text if text.startswith(str(reader.path)) else f"{self.where(sample)}: {text}") from None
         if not len(image):
             raise DataError(f"{self.where(sample)}: no image: a header or identity record")
+        self._check_label(sample, header.labels.tolist(), header.flag)
         return np.frombuffer(image, np.uint8)
+
+    def _check_label(self, sample: int, values: Sequence[float], flag: int) -> None:
+        """Compare the labels in a record with the one that was found when the set was checked."""
+        high, base = values[0], self.stated.label_base
+        found = high * base + values[1] if base and flag >= 2 else high
+        if found != (expected := int(self._samples.labels[sample])):
+            raise DataError(f"{self.where(sample)}: label {found:.0f}; it was {expected} when the set was checked: the "
+                            "file has changed since")
 
     def place(self, sample: int) -> tuple[Path, int, int]:
         """Where a sample stands: its .rec file, its key in the index, its offset."""
@@ -232,8 +245,20 @@ def open_dataset(
         raise SettingsError(f"weights {', '.join(map(str, weights))}; expected numbers above 0")
     if len({path.resolve() for path in roots}) < len(roots):
         raise SettingsError(f"{root}: names a set twice, whose people would be two; a weight of 2 uses a set twice")
+    _require_different_files(roots)
     opened = [_open_set(path, sidecar, [] if notes is None else notes) for path in roots]
     return opened[0] if len(opened) == 1 and weights == [1.0] else JoinedDataset(opened, weights)
+
+
+def _require_different_files(roots: Sequence[Path]) -> None:
+    """SettingsError where one .rec file is of two sets, as of a folder and of the file in it."""
+    owner: dict[Path, Path] = {}
+    for root in roots:
+        for path in find_shards(root):
+            other = owner.setdefault(path.resolve(), root)
+            if other != root:
+                raise SettingsError(f"{path}: in two sets, {other} and {root}: its people would be two; a weight of 2 "
+                                    "uses a set twice")
 
 
 def split_roots(root: str | Path) -> list[Path]:

@@ -8,8 +8,9 @@ single .rec file in `NAME.samples.map`, which later starts map into memory: the 
     are not consecutive
 
 All little-endian: 12 bytes a sample, 16 or 20 with keys. The file is believed as long as every .rec and .idx has the
-size and the modification time that stand in it, `property` has the same bytes, and the arrays hash to the fingerprint;
-else it is ignored. It is written under another name and renamed, while the others of a machine wait.
+size and the modification time that stand in it, `property` has the same bytes, the arrays hash to the fingerprint, the
+rest of the JSON and the keys to its `digest`, and its `checks` are those of today; else it is ignored. It is written
+under another name and renamed, while the others of a machine wait.
 Proven by tests/recognition/data/test_sample_map.py.
 """
 
@@ -40,6 +41,7 @@ _HEADER = struct.Struct("<8sQ")
 _ALIGNED = 64
 _MAX_JSON = 1 << 26  # bytes; a shard takes about 150
 _HASHED = 1 << 20  # samples hashed at once
+_CHECKS = 1  # raised when a check is added or changed: what passed the older ones is checked again
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,11 @@ def write_map(path: Path, samples: SampleMap) -> None:
     facts = {name: getattr(samples, name) for name in ("num_classes", "property_hash", "fingerprint")}
     arrays = [samples.offsets, samples.labels] + ([] if samples.keys is None else [samples.keys])
     described = {
-        "shards": [asdict(shard) for shard in samples.shards], **facts, "samples": len(samples.labels),
+        "checks": _CHECKS, "shards": [asdict(shard) for shard in samples.shards], **facts,
+        "samples": len(samples.labels),
         "types": [array.dtype.newbyteorder("<").str for array in arrays],
     }
+    described["digest"] = _digest(described, samples.keys)
     text = json.dumps(described).encode()
     text += b" " * (-(len(text) + _HEADER.size) % _ALIGNED)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -203,6 +207,15 @@ def write_map(path: Path, samples: SampleMap) -> None:
         raise
 
 
+def _digest(described: dict, keys: np.ndarray | None) -> str:
+    """A hash of what the JSON says, the fingerprint and so offsets and labels among it, and of the keys."""
+    facts = {name: value for name, value in described.items() if name != "digest"}
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
+    for start in range(0, len(keys), _HASHED) if keys is not None else ():
+        digest.update(np.ascontiguousarray(keys[start : start + _HASHED], np.int64).data)
+    return digest.hexdigest()
+
+
 def read_map(path: Path, paths: Sequence[Path]) -> SampleMap | None:
     """The map in a file, its arrays views of the file; None where it is missing, damaged, or of other files."""
     try:
@@ -214,6 +227,8 @@ def read_map(path: Path, paths: Sequence[Path]) -> SampleMap | None:
             size = os.fstat(file.fileno()).st_size
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         found = _described(described, data, _HEADER.size + length, size)
+        if described["checks"] != _CHECKS or described["digest"] != _digest(described, found.keys):
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, OverflowError):
         return None
     current = [(p.name, _state(p), _state(p.with_suffix(".idx"))) for p in paths]

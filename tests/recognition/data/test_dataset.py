@@ -218,6 +218,18 @@ def test_sets_that_cannot_be_joined(tmp_path):
         open_dataset(f"{a},{tmp_path / 'nowhere'}")
 
 
+def test_one_file_in_two_sets_is_named(tmp_path):
+    a, b, c = write_sets(tmp_path)
+    (tmp_path / "link").mkdir()
+    for name in ("train.rec", "train.idx"):
+        (tmp_path / "link" / name).symlink_to(c / name)
+    for roots, name in (([a, a / "train.rec"], "train.rec"), ([b / "train_1.rec", a, b], "train_1.rec"),
+                        ([c, tmp_path / "link"], "train.rec")):
+        with pytest.raises(SettingsError, match=rf"{name}: in two sets, {roots[0]} and {roots[-1]}"):
+            open_dataset(",".join(map(str, roots)))
+    assert len(open_dataset(f"{b / 'train_0.rec'},{b / 'train_1.rec'}")) == 4
+
+
 def test_a_comma_in_a_name_is_part_of_it_where_such_a_folder_is(tmp_path):
     (tmp_path / "a,b").mkdir()
     write_shard(tmp_path / "a,b", face_layout(IMAGES))
