@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from eval import embed
 from eval.embed import load_embedder, normalise, require_finite
 from eval.model_options import add_model_options, given_in, open_model
 from eval.pixels import Given, Pixels
@@ -102,6 +103,25 @@ def test_devices_that_are_not_there(tmp_path):
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(SettingsError, match="onnxruntime is installed without CUDA"):
         load_embedder(saved(tmp_path, network()), 1, "cuda")
+
+
+def test_gpus_compute_in_float32_and_not_in_tf32(monkeypatch):
+    monkeypatch.setattr(embed.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    (provider, settings), behind = embed._providers("net.onnx", "cuda:1")
+    assert (provider, behind) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert settings == {"device_id": "1", "use_tf32": "0"}
+    parts = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [part.allow_tf32 for part in parts]
+    try:
+        for part in parts:
+            part.allow_tf32 = True
+        embed.refuse_tf32(torch.device("cpu"))
+        assert [part.allow_tf32 for part in parts] == [True, True]
+        embed.refuse_tf32(torch.device("cuda:1"))
+        assert [part.allow_tf32 for part in parts] == [False, False]
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.allow_tf32 = value
 
 
 def test_what_is_said_of_a_model_file_holds(tmp_path):
