@@ -45,7 +45,10 @@ class ImageSet(Protocol):
 
 
 class ListFile:
-    """A file of lines `key <tab> label <tab> path` through a memory map; 8 bytes a line are held."""
+    """A file of lines `key <tab> label <tab> path` through a memory map; 8 bytes a line are held.
+
+    One whose first line is of another form (`aligned <tab> path <tab> label`, or notes) counts as absent.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,22 +59,30 @@ class ListFile:
         self._ends = np.concatenate([np.empty(0, np.int64), *ends])
         if len(self._data) and self._data[-1] != ord("\n"):
             self._ends = np.append(self._ends, len(self._data))
+        if len(self._ends) and self._fields(0) is None:
+            self._ends = self._ends[:0]
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def line(self, row: int) -> tuple[int, int, str]:
         """Key, label and path of a line; a DataError for a line of another form."""
-        start = int(self._ends[row - 1]) + 1 if row else 0
-        text = self._data[start : self._ends[row]].tobytes().decode("utf-8", "surrogateescape").rstrip("\r")
-        fields = text.split("\t")
+        if (fields := self._fields(row)) is None:
+            raise DataError(f"{self.path}: line {row + 1}: expected 'key<tab>label<tab>path', found "
+                            f"{self._text(row)[:60]!r}")
+        return fields
+
+    def _fields(self, row: int) -> tuple[int, int, str] | None:
+        fields = self._text(row).split("\t")
         try:
             key, label = int(fields[0]), int(float(fields[1]))
         except (ValueError, IndexError, OverflowError):
-            key = label = -1
-        if not (0 <= key < _LARGEST and 0 <= label < _LARGEST):
-            raise DataError(f"{self.path}: line {row + 1}: expected 'key<tab>label<tab>path', found {text[:60]!r}")
-        return key, label, fields[-1]
+            return None
+        return (key, label, fields[-1]) if 0 <= key < _LARGEST and 0 <= label < _LARGEST else None
+
+    def _text(self, row: int) -> str:
+        start = int(self._ends[row - 1]) + 1 if row else 0
+        return self._data[start : self._ends[row]].tobytes().decode("utf-8", "surrogateescape").rstrip("\r")
 
     def __iter__(self) -> Iterator[tuple[int, int, str]]:
         return (self.line(row) for row in range(len(self)))

@@ -66,6 +66,14 @@ def test_malformed_lists(im2rec_set, line):
         identity_names(open_dataset(im2rec_set))
 
 
+@pytest.mark.parametrize("text", ["1\ta/0.jpg\t7\n0\tb/1.jpg\t9\n", "# my notes\n", "\n0\t7\ta/0.jpg\n"])
+def test_a_list_of_another_form_is_as_good_as_none(im2rec_set, text):
+    (im2rec_set / "train.lst").write_text(text)
+    dataset = open_dataset(im2rec_set)
+    assert identity_names(dataset) is None
+    assert ImageNames(dataset)[3] == f"{im2rec_set.name}/3"
+
+
 def test_folders_that_are_no_identities(im2rec_set):
     for text in ("0\t7\tall/0\n1\t7\tall/1\n2\t9\tall/2\n3\t9\tall/3\n", "0\t7\ta/0\n1\t7\tb/1\n", "0\t7\t0\n"):
         (im2rec_set / "train.lst").write_text(text)
