@@ -89,6 +89,12 @@ class OnnxEmbedder:
         providers = _providers(path, device)
         on_cpu = len(providers) == 1
         self._session = _open_session(path, 1 if on_cpu else threads, providers)
+        if not on_cpu and "CUDAExecutionProvider" not in self._session.get_providers():
+            # onnxruntime has the provider, but not the CUDA libraries that it needs, and goes on without a word.
+            if device != "auto":
+                raise SettingsError(f"{path}: device {device}: onnxruntime cannot start CUDA here")
+            on_cpu = True
+            self._session = _open_session(path, 1, ["CPUExecutionProvider"])
         self._callers = threads if on_cpu else 1
         self._input = find_input(self._session, model, self.name, given)
         self.batch_size = self._input.batch_size

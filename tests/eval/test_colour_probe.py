@@ -88,10 +88,22 @@ def test_too_little_to_say():
 
 
 @pytest.mark.slow
-def test_the_real_network(real_data):
-    """Its colour order is known, RGB; what sees BGR is told so."""
-    embedder = load_embedder(real_data / "third_party" / "mobilefacenet" / "MobileFaceNet.onnx")
+def test_the_real_network(real_data, tmp_path):
+    """It is known to want RGB; with the input channels of its first convolution turned round it wants BGR."""
+    file = real_data / "third_party" / "mobilefacenet" / "MobileFaceNet.onnx"
     pairs = load_bin(real_data / "lfw" / "lfw_folds_8_9_10.bin")
-    assert colour_warning(embedder.embed, pairs.images, pairs.issame) is None
-    swapped = load_embedder(embedder.name, given=Given(color_order="BGR"))
-    assert "RGB tells faces apart better" in colour_warning(swapped.embed, pairs.images, pairs.issame, "BGR")
+    right = load_embedder(file)
+    assert colour_warning(right.embed, pairs.images, pairs.issame) is None
+
+    model = onnx.load(str(file))
+    kernel = next(t for t in model.graph.initializer if t.name == model.graph.node[0].input[1])
+    values = numpy_helper.to_array(kernel)
+    assert values.shape[1] == 3
+    kernel.CopyFrom(numpy_helper.from_array(values[:, ::-1].copy(), kernel.name))
+    onnx.save(model, str(tmp_path / "bgr.onnx"))
+    turned = load_embedder(tmp_path / "bgr.onnx")
+    warning = colour_warning(turned.embed, pairs.images, pairs.issame)
+    assert "BGR tells faces apart better than RGB" in warning
+    assert "--color-order BGR" in warning
+    told = load_embedder(tmp_path / "bgr.onnx", given=Given(color_order="BGR"))
+    np.testing.assert_allclose(told.embed(pairs.images[:4]), right.embed(pairs.images[:4]), atol=1e-3)
