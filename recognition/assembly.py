@@ -32,7 +32,7 @@ from recognition.schedule import learning_rates
 class Run:
     """The parts of a run on one rank, assembled, and how far it is.
 
-    scored: the step of the last evaluation.  saved: the step of the last save, −1: there is none.
+    scored: the step of the last evaluation.  saved: the step of the last save begun, −1: none.
     """
 
     config: Config

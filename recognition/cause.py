@@ -6,6 +6,7 @@ before those that merely lost it; then the first fault of the program; where all
 Proven by tests/recognition/test_cause.py.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -50,9 +51,10 @@ def note_stop(number: int) -> int:
 
 def _write(note: dict[str, Any]) -> None:
     if path := note_path("failure"):
-        whole = path.with_name(f"writing-{path.name}")
-        whole.write_text(json.dumps(note | {"time": time.time()}))
-        whole.replace(path)
+        with contextlib.suppress(OSError):  # a full disk does not keep a rank from ending
+            whole = path.with_name(f"writing-{path.name}")
+            whole.write_text(json.dumps(note | {"time": time.time()}))
+            whole.replace(path)
 
 
 def failures(notes: Path) -> dict[int, dict[str, Any]]:
@@ -61,8 +63,14 @@ def failures(notes: Path) -> dict[int, dict[str, Any]]:
 
 
 def is_final(notes: Path) -> bool:
-    """Whether any rank noted what starting again would not mend."""
-    return any(note["status"] != DistributedError.status for note in failures(notes).values())
+    """Whether any rank noted what starting again would not mend; a stop is no such thing."""
+    return any(note["status"] < DistributedError.status for note in failures(notes).values())
+
+
+def was_stopped(notes: Path) -> bool:
+    """Whether every rank that left a note noted that it stopped as asked, with its state saved."""
+    noted = failures(notes).values()
+    return bool(noted) and all(note["status"] > 128 for note in noted)
 
 
 def cause(notes: Path, exit_codes: Mapping[int, int]) -> tuple[int, str]:
@@ -83,8 +91,10 @@ def cause(notes: Path, exit_codes: Mapping[int, int]) -> tuple[int, str]:
         return DistributedError.status, f"error: {_silent(ended)}"
     if missing := _missing(notes):
         return DistributedError.status, f"error: {missing}"
-    number = signal.SIGINT if 130 in exit_codes.values() or -signal.SIGINT in exit_codes.values() else signal.SIGTERM
-    return 128 + number, f"stopped by {number.name}"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if {128 + number, -number} & {*exit_codes.values()}:
+            return 128 + number, f"stopped by {number.name}"
+    return DistributedError.status, "error: the ranks ended and left no reason"
 
 
 def _silent(ended: Mapping[int, int]) -> str:

@@ -6,7 +6,7 @@ Every rank posts [step, −step, stop, save, bad, −bad] after each step and re
                      collective, whose exchanges pair with others of its peers, does not go on unnoticed
     stop             number of the signal that asks this rank to stop, or 0: all ranks then stop after the same step
     save             rank 0's clock says that a checkpoint is due
-    bad, −bad        the step changed nothing, as its numbers were not finite; the ranks must agree on that too
+    bad, −bad        the step's loss or gradient was not finite; the ranks must agree on that too
 
 On a CPU a step ends before the next begins, and the verdict is read at once. On CUDA it is read a step late: `bad` is
 decided on the device and never waited for there. The six numbers are reduced on the training stream and copied to

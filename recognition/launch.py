@@ -92,8 +92,8 @@ def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int 
             write_status(config.folder, "finished")
         return 0
     if status > 128:
-        where = f" after step {told['step']}" if told.get("state") == "stopped" else ""
-        print(f"{reason}{where}; the same command goes on from the last checkpoint", file=sys.stderr)
+        from_where = f"step {told['step']}" if told.get("state") == "stopped" else "the last checkpoint"
+        print(f"{reason}; the same command goes on from {from_where}", file=sys.stderr)
     else:
         print(reason, file=sys.stderr)
         if config.folder.is_dir() and machines.rank == 0:
@@ -173,7 +173,8 @@ def launch(command: Sequence[str], machines: Machines, local_ranks: int, max_res
         finally:
             # The agent leaves its own handlers behind.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

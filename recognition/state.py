@@ -22,10 +22,11 @@ from recognition.checkpoint import Keep, Published, Saver
 from recognition.config import changes, settings_of
 from recognition.errors import CheckpointError, SettingsError
 from recognition.replicas import require_equal
+from recognition.status import write_status
 
 
 def make_saver(run: Run, names: Mapping[int, str] | None = None) -> Saver:
-    """What writes the run's checkpoints, as its settings say, with the names of the classes (rank 0's) in them."""
+    """What writes the run's checkpoints, with the names of the classes (rank 0's) in them. A collective."""
     settings = run.config.checkpoint
     labels = None if names is None else [names.get(label, "") for label in range(run.dataset.num_classes)]
     keep = Keep(settings.keep, settings.keep_best, settings.keep_every_steps)
@@ -57,9 +58,11 @@ def save(run: Run, saver: Saver) -> None:
     }
     accuracy = mean_accuracy(run.scores) if run.scored == run.step else None
     path, info = run.config.folder / "model_last.pt", model_info(run)
+    where = {"step": run.step, "steps": len(run.rates), "epoch": run.epoch}
 
     def write_model(published: Published) -> None:
         tensors = published.replicated
+        write_status(run.config.folder, "running", **where)
         weights = {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
         save_weights(path, weights, run.config.backbone, info)
 
@@ -87,11 +90,15 @@ def mean_accuracy(scores: list[dict[str, Any]]) -> float | None:
     return float(np.mean(accuracies)) if accuracies else None
 
 
-def resume(run: Run) -> None:
-    """Go on from the newest good checkpoint. SettingsError when it was made with other settings or data."""
+def resume(run: Run) -> bool:
+    """Go on from the newest good checkpoint; False when there is none. A collective: all ranks call it.
+
+    SettingsError when it was made with other settings or data, CheckpointError when it is none of this program's.
+    """
     saved = checkpoint.latest(run.config.folder / "checkpoints", run.ranks)
     if saved is None:
-        return
+        return False
+    require_state(saved.state, saved.folder)
     different = changes(saved.state["settings"], settings_of(run.config))
     if saved.state["data"] != run.dataset.fingerprint():
         different.append(f"data: {saved.state['data']} → {run.dataset.fingerprint()}")
@@ -100,11 +107,29 @@ def resume(run: Run) -> None:
             f"{run.config.folder} holds a run with other settings; give another --set name=…, or --fresh to put it "
             "aside:\n  " + "\n  ".join(different)
         )
+    if saved.state["step"] > len(run.rates):
+        raise CheckpointError(f"{saved.folder}: step {saved.state['step']} of a run of {len(run.rates)} steps")
     restore(replicated_state(run), saved.replicated(), saved.folder)
     restore(run.head.state(), saved.rows(run.head.start, run.head.stop), saved.folder)
     run.step = run.saved = saved.state["step"]
     run.best, run.scores, run.scored = saved.state["best"], saved.state["scores"], saved.state["scored"]
     run.bad_steps.load(saved.state["bad_steps"])
+    return True
+
+
+def require_state(state: Mapping[str, Any], folder: Path) -> None:
+    """CheckpointError unless the plain values of a save are of the kinds that `save` writes."""
+    kinds = {"step": int, "best": float, "scores": list, "scored": int, "bad_steps": dict, "settings": dict,
+             "data": str}
+    wrong = [name for name, kind in kinds.items() if type(state.get(name)) is not kind]
+    if not wrong:
+        bad = state["bad_steps"]
+        numbers = bad.get("steps")
+        good = isinstance(numbers, list) and all(type(number) is int for number in numbers)
+        wrong += [] if good and type(bad.get("gone_back")) is bool else ["bad_steps"]
+        wrong += [] if 0 <= state["scored"] <= state["step"] else ["scored"]
+    if wrong:
+        raise CheckpointError(f"{folder}: state.json: {', '.join(wrong)} missing or not what this program writes")
 
 
 @torch.no_grad()

@@ -30,8 +30,13 @@ def write_status(folder: Path, state: str, **facts: Any) -> None:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The note of a run; empty when there is none that can be read."""
+    return read_json(folder / FILE)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; empty when there is none that can be read."""
     try:
-        note = json.loads((folder / FILE).read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) else {}
+    return value if isinstance(value, dict) else {}

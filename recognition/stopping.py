@@ -3,11 +3,24 @@
 A scheduler that wants its machine back, and Ctrl-C, come at any moment: inside a collective, while a file is written.
 So the handler notes the number and returns. The step's guard tells all ranks (recognition/guard.py), which save and
 leave after the same step. The second signal, and the tenth, change nothing.
-Proven by tests/recognition/test_stopping.py and test_faults.py.
+A launcher that is killed takes its ranks along, and a run's folder belongs to one run at a time.
+Proven by tests/recognition/test_stopping.py, test_faults.py and test_restarts.py.
 """
 
+import contextlib
+import ctypes
+import fcntl
+import os
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
+
+from recognition.distributed import Ranks, fail_together
+from recognition.errors import SettingsError
+
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 class StopRequest:
@@ -32,3 +45,32 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or number
+
+
+def end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the launcher dies: ranks have sessions of their own and would train on unseen."""
+    launcher = os.environ.get("RUN_LAUNCHER")
+    if sys.platform == "linux" and launcher:
+        ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != int(launcher):  # it had died before
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the run's folder (rank 0, RUN/.lock) against a second run; SettingsError on all ranks when there is one."""
+    failure, lock = None, None
+    if ranks.is_first:
+        lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            failure = SettingsError(f"{folder}: another run is using this folder")
+        except OSError:
+            pass  # a file system without locks
+    fail_together(failure, ranks)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()

@@ -24,22 +24,22 @@ from torch import Tensor
 from eval.during_training import Verifier
 from recognition import distributed
 from recognition.assembly import Run, assemble
-from recognition.backbones.model_file import save_model
+from recognition.backbones.model_file import save_model, write_atomically
 from recognition.cause import note_failure, note_path, note_stop
 from recognition.checkpoint import Saver
 from recognition.config import Config, find_sets, load, settings_of
 from recognition.data.batch import Batch, normalise
 from recognition.data.dataset import split_roots
 from recognition.distributed import Ranks, max_over_ranks, sum_over_ranks
-from recognition.errors import DataError, NumericsError
+from recognition.errors import CheckpointError, DataError, NumericsError
 from recognition.guard import Verdict
 from recognition.log import RunLog, logger, provenance
 from recognition.micro_batches import MicroBatches
 from recognition.progress import Progress
 from recognition.replicas import require_equal
 from recognition.state import SaveClock, keep_best, make_saver, model_info, replicated_state, resume, save
-from recognition.status import write_status
-from recognition.stopping import StopRequest
+from recognition.status import read_json, write_status
+from recognition.stopping import StopRequest, end_with_parent, sole_run
 from recognition.streams import torch_seed
 from recognition.warm_start import warm_start
 from tools.records.names import identity_names
@@ -48,7 +48,11 @@ _DROPOUT = 0x64726F706F7574  # keeps this use of the seed apart from others
 
 
 class StepFigures(NamedTuple):
-    """What a step leaves: scalars on the device. loss: of the global batch.  bad: it changed nothing."""
+    """What a step leaves: scalars on the device.
+
+    loss: of the global batch.  bad: its loss or a gradient is not finite; the backbone was not changed, and nothing was
+    where the loss is not finite.
+    """
 
     loss: Tensor
     gradient_norm: Tensor
@@ -73,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE")
     options = parser.parse_args(list(arguments))
+    end_with_parent()
     config = load(options.config, options.overrides)
     ranks = distributed.start(config.timeout_seconds, Progress(note_path("progress")))
     status = 0
@@ -89,7 +94,7 @@ def train(config: Config, ranks: Ranks) -> Run:
 
     Raises Stopped when a signal asked for it, once the state is saved.
     """
-    with contextlib.closing(RunLog(config.folder, ranks)) as log, StopRequest() as stop:
+    with contextlib.closing(RunLog(config.folder, ranks)) as log, StopRequest() as stop, sole_run(config.folder, ranks):
         run = assemble(config, ranks)
         names = class_names(run)
         resume(run)
@@ -141,6 +146,7 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
             if verdict and verdict.stop:
                 leave(run, saver, verdict.stop)
             progress.at("loading a batch", run.step)
+    count_bad_step(run, run.guard.settle())
 
 
 def train_step(run: Run, batch: Batch, lr: float) -> StepFigures:
@@ -168,13 +174,25 @@ def log_step(run: Run, log: RunLog, figures: StepFigures, lr: float) -> None:
     """Write the figures of this step; the host waits for the device here."""
     values = {"loss": figures.loss.item(), "lr": lr, "gradient_norm": figures.gradient_norm.item()}
     values |= run.head.injection_figures(run.step)
-    met = sum_over_ranks(torch.tensor([run.loader.bad.count], device=run.ranks.device), run.ranks).item()
-    values |= {"bad_samples": met} if met else {}
+    if met := count_bad_samples(run):
+        values["bad_samples"] = met
     log.steps(run.step, run.epoch, run.config.batch_size, values)
 
 
+def count_bad_samples(run: Run) -> int:
+    """How many samples the ranks together could not use; DataError on all when they are more than allowed."""
+    bad = run.loader.bad
+    met = int(sum_over_ranks(torch.tensor([bad.count], device=run.ranks.device), run.ranks))
+    if met > bad.allowed:  # in later epochs other ranks meet the same ones: each counts once
+        met = len(set().union(*distributed.all_values(sorted(bad.found), run.ranks)))
+        if met > bad.allowed:
+            raise DataError(f"{run.config.data.root}: {met} samples could not be used (the log names them), where "
+                            f"data.bad_share={bad.share:g} of the images allows {bad.allowed}")
+    return met
+
+
 def count_bad_step(run: Run, verdict: Verdict | None) -> None:
-    """Count a step that changed nothing. Raises when there were too many: back to the last save, once, or the end."""
+    """Count a step that did not change the backbone. Too many raise: back to the last save, once, or the end."""
     if verdict is None or not verdict.bad:
         return
     run.bad_steps.add(verdict.step)
@@ -192,29 +210,28 @@ def go_back(run: Run, saver: Saver) -> None:
     saver.finish()
     run.guard.settle()
     run.bad_steps.gone_back = True
-    resume(run)
+    if not resume(run):
+        raise CheckpointError(f"{run.config.folder}: the checkpoint to go back to is gone")
 
 
 def is_save_due(run: Run) -> bool:
-    """Whether a checkpoint is due after this step, by epochs or by steps."""
+    """Whether a checkpoint is due after this step, by epochs, by steps, or because it is the last one."""
     settings = run.config.checkpoint
     by_steps = settings.every_steps > 0 and run.step % settings.every_steps == 0
-    return by_steps or run.is_due(settings.every_epochs)
+    return by_steps or run.is_over or run.is_due(settings.every_epochs)
 
 
 def save_now(run: Run, saver: Saver) -> None:
-    """Save the state after this step, which is known to be good or skipped."""
+    """Begin to save the state after this step, which is known to be good or skipped."""
     run.ranks.progress.at("saving", run.step)
     count_bad_step(run, run.guard.settle())
     save(run, saver)
-    if run.ranks.is_first:
-        write_status(run.config.folder, "running", step=run.step, steps=len(run.rates), epoch=run.epoch)
 
 
 def leave(run: Run, saver: Saver, signal: int) -> None:
-    """End the run here, once the state is on disk. Raises Stopped."""
+    """End the run here, once the state is on disk. Raises Stopped, or what the save ran into."""
     saver.finish()
-    logger.info("stopped by signal %d after step %d; the same command goes on from here", signal, run.step)
+    logger.info("saved and stopped after step %d", run.step)
     if run.ranks.is_first:
         write_status(run.config.folder, "stopped", step=run.step, signal=signal, exit_status=128 + signal)
     raise Stopped(signal)
@@ -228,7 +245,8 @@ def evaluate_where_due(run: Run, log: RunLog, verifier: Verifier, saver: Saver, 
     run.ranks.progress.at("evaluation", run.step)
     scores = verifier.score(run.backbone, run.product_dtype, lambda: stop.signal != 0)
     if scores is None:  # a signal came: the evaluation is made up for when the run goes on
-        save_now(run, saver)
+        if run.saved != run.step:
+            save_now(run, saver)
         leave(run, saver, int(max_over_ranks(torch.tensor([stop.signal], device=run.ranks.device), run.ranks)))
     assert scores is not None
     run.scores, run.scored = scores, run.step
@@ -280,11 +298,10 @@ def record_start(run: Run) -> None:
     if not run.step:  # figures of a run that was here before are not this one's
         (run.config.folder / "evaluation.json").unlink(missing_ok=True)
     record = {"settings": settings_of(run.config), "data": run.dataset.fingerprint(), **provenance()}
-    if run.step and path.exists():
-        first = json.loads(path.read_text())
+    if run.step and (first := read_json(path)):
         gone_on = [*first.get("gone_on", []), {"step": run.step, **provenance()}]
         record = first | {"settings": settings_of(run.config), "gone_on": gone_on}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     write_status(run.config.folder, "running", step=run.step, steps=len(run.rates), epoch=run.epoch)
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from recognition.cause import cause, failures, is_final, note_failure, note_stop
+from recognition.cause import cause, failures, is_final, note_failure, note_stop, was_stopped
 from recognition.errors import DataError, NumericsError
 from recognition.progress import Progress
 
@@ -63,7 +63,8 @@ def test_a_stop_is_no_failure_and_is_not_started_again(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "5")
     assert note_stop(signal.SIGTERM) == 143
     assert cause(tmp_path, {5: 143}) == (143, "stopped by SIGTERM")
-    assert is_final(tmp_path)
+    assert not is_final(tmp_path)
+    assert was_stopped(tmp_path)
     assert json.loads((tmp_path / "failure-5").read_text())["status"] == 143
     assert failures(tmp_path).keys() == {5}
 
@@ -71,6 +72,7 @@ def test_a_stop_is_no_failure_and_is_not_started_again(tmp_path, monkeypatch):
 def test_ranks_interrupted_before_they_could_note_it(tmp_path):
     assert cause(tmp_path, {0: 130}) == (130, "stopped by SIGINT")
     assert cause(tmp_path, {0: -signal.SIGTERM}) == (143, "stopped by SIGTERM")
+    assert cause(tmp_path, {})[0] == 6
 
 
 def test_numbers_go_before_an_unexpected_failure(tmp_path, leave):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,3 +139,55 @@ def test_two_machines_one_is_lost_and_the_other_goes_on(start, tmp_path):
     assert re.findall(r"(\d+) ranks on cpu", output)[-1] == "1"
     assert int(re.findall(r"from step (\d+)", output)[-1]) >= 10
     assert read_status(tmp_path / "run")["state"] == "finished"
+
+
+def test_a_launcher_that_is_killed_takes_its_ranks_along(start, tmp_path):
+    """They save and leave; meanwhile nobody else may write into the folder."""
+    process = start("--set", "epochs=200")
+    _until_saved(tmp_path, process)
+    other = start("--set", "epochs=200")
+    _, errors = other.communicate(timeout=120)
+    assert other.returncode == 2, errors
+    assert "another run is using this folder" in errors
+    os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while _alive(tmp_path):
+        assert time.monotonic() < deadline, _alive(tmp_path)
+        time.sleep(0.2)
+    assert read_status(tmp_path / "run")["state"] == "stopped"
+
+
+def test_a_save_that_fails_at_a_stop_is_no_clean_stop(start, tmp_path):
+    blocked = f"import pathlib; p = pathlib.Path({str(tmp_path / 'run' / 'checkpoints')!r}); p.touch(); " \
+              "import signal; os.kill(os.getppid(), signal.SIGTERM)"
+    process = start("--set", "checkpoint.every_steps=0", step=7, action=blocked)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 4, errors
+    assert "checkpoints" in errors
+
+
+def test_a_hangup_saves_too(start, tmp_path):
+    process = start("--set", "epochs=200")
+    _until_saved(tmp_path, process)
+    os.kill(process.pid, signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 129, errors
+    assert read_status(tmp_path / "run")["state"] == "stopped"
+
+
+def test_a_port_that_is_taken_ends_with_6(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = start(NNODES="2", NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(taken.getsockname()[1]))
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 6, errors
+    assert "Traceback" not in errors
+
+
+def _until_saved(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list((folder / "run" / "checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline, "no checkpoint"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)

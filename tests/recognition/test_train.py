@@ -16,9 +16,11 @@ from recognition.backbones import BackboneSettings
 from recognition.backbones.model_file import load_model
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, LogSettings, settings_of
 from recognition.data.batch import normalise
+from recognition.data.dataset import open_dataset
 from recognition.data.plan import Augmentation
+from recognition.data.shard_writer import ShardWriter
 from recognition.distributed import Ranks, gather_uneven_rows
-from recognition.errors import NumericsError, SettingsError
+from recognition.errors import DataError, NumericsError, SettingsError
 from recognition.heads.margins import AdaFace, ArcFace, BroadFace, CurricularFace, SphereFace2, SubCenter
 from recognition.heads.row_optimizers import RowAdagrad, RowAdamW
 from recognition.heads.sharded import HeadSettings
@@ -290,3 +292,30 @@ def test_mixed_precision_learns(tmp_path, small_set, precision):
     losses = _train(Ranks(), config)
     assert np.isfinite(losses).all()
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def _train_on_bad(ranks: Ranks, config: Config) -> str:
+    try:
+        train(config, ranks)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_the_allowed_share_of_bad_samples_is_that_of_all_ranks(on_ranks, tmp_path, small_set):
+    """Three bad images, each rank meets fewer than are allowed to it alone: together they are one too many."""
+    root = tmp_path / "set"
+    root.mkdir()
+    with ShardWriter(root / "train.rec") as shard:
+        dataset = open_dataset(small_set)
+        for sample in range(dataset.num_images):
+            image = bytes(dataset.encoded(sample))
+            shard.add(int(dataset.labels[sample]), image[:200] if sample in (3, 40, 77) else image, str(sample))
+    (root / "property").write_text("12,112,112\n")
+    data = DataSettings(str(root), reader="fallback", bad_share=2.5 / 96)
+    config = _config(tmp_path, root, data=data, epochs=1)
+    messages = on_ranks(2, _train_on_bad, config)
+    assert all("3 samples could not be used" in message for message in messages), messages
+    enough = dataclasses.replace(config, name="enough", data=dataclasses.replace(data, bad_share=3.5 / 96))
+    assert on_ranks(2, _train_on_bad, enough) == ["", ""]
+    assert _metrics(enough)[-1]["bad_samples"] == 3
