@@ -4,9 +4,10 @@
     FOLDER/KEY/straight_000000_DIGEST.npy       float32 [≤ CHUNK, d] of faces 0 … CHUNK − 1; mirrored_… likewise
 
 KEY is the hash of made_from.json: the model file's SHA-256, what is done to pixels in front of it, and that of the
-faces' names, sizes and landmarks. Another model, another set, other pixels: another KEY. DIGEST begins the SHA-256 of
-the file, so a chunk is complete and unharmed or it is not used. Images and mirror images stand apart, before detector
-score and norm. IJB-C takes 469,375 faces × 2 × 512 × 4 bytes = 1.9 GB. Proven by tests/eval/test_ijb_cache.py.
+faces' names, sizes, times of change and landmarks. Another model, another set, other pixels: another KEY. DIGEST begins
+the SHA-256 of the file, so a chunk is complete and unharmed or it is not used. Images and mirror images stand apart,
+before detector score and norm. IJB-C takes 469,375 faces × 2 × 512 × 4 bytes = 1.9 GB.
+Proven by tests/eval/test_ijb_cache.py.
 """
 
 import dataclasses
@@ -75,11 +76,11 @@ def default_cache(model: str | Path) -> Path:
 
 
 def faces_digest(ijb: IjbSet) -> str:
-    """SHA-256 of what goes into the network: the images' names and sizes and the landmarks, in their order."""
+    """SHA-256 of what goes into the network: the images' names, sizes and times, and the landmarks, in order."""
     digest = hashlib.sha256()
     for name in ijb.images:
         digest.update(name.encode() + b"\n")
-    digest.update(np.ascontiguousarray(ijb.sizes, "<i8").tobytes())
+    digest.update(np.ascontiguousarray(ijb.states, "<i8").tobytes())
     digest.update(np.ascontiguousarray(ijb.landmarks, "<f8").tobytes())
     return digest.hexdigest()
 
@@ -89,7 +90,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | Path, model: dict[str, Any], ijb: IjbSet) -> None:
         """Open, or begin, a cache in a folder that may hold others; `model` as `model_identity` gives it."""
-        made_from = {"format": 1, "model": model, "faces": faces_digest(ijb), "count": len(ijb.images), "chunk": CHUNK}
+        made_from = {"format": 2, "model": model, "faces": faces_digest(ijb), "count": len(ijb.images), "chunk": CHUNK}
         text = json.dumps(made_from, sort_keys=True, indent=1)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.total = len(ijb.images)
@@ -132,8 +133,10 @@ class EmbeddingCache:
             try:
                 content = path.read_bytes()
                 if hashlib.sha256(content).hexdigest()[:16] == path.stem.rsplit("_", 1)[1]:
-                    return np.load(io.BytesIO(content), allow_pickle=False)
-            except OSError:
+                    embeddings = np.load(io.BytesIO(content), allow_pickle=False)
+                    if embeddings.ndim == 2 and len(embeddings) == len(rows):
+                        return embeddings
+            except (OSError, ValueError):
                 pass  # as good as damaged
             self.damaged += 1
             path.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ class IjbSet:
     name: str  # IJBB or IJBC
     folder: Path
     images: list[str]  # [F] file names in loose_crop
-    sizes: np.ndarray  # int64 [F], of the files in bytes
+    states: np.ndarray  # int64 [F, 2], of the files: bytes, and when they were changed in ns
     landmarks: np.ndarray  # float64 [F, 5, 2]
     scores: np.ndarray  # float64 [F], the detector's
     template_ids: np.ndarray  # int64 [T], sorted
@@ -121,9 +121,9 @@ def load_ijb(folder: str | Path, target: str | None = None, protocols: Sequence[
     if "1:1" in protocols:
         first, second, issame = _read_pairs(_pairs_path(meta, target), template_ids)
     search = _read_search(meta, target, template_ids) if "1:N" in protocols else None
-    sizes = _image_sizes(folder / "loose_crop", images)
+    states = _image_states(folder / "loose_crop", images)
     return IjbSet(
-        target, folder, images, sizes, landmarks, scores, template_ids, template, media, first, second, issame, search
+        target, folder, images, states, landmarks, scores, template_ids, template, media, first, second, issame, search
     )  # fmt: skip
 
 
@@ -292,30 +292,30 @@ def _read_subjects(path: Path, template_ids: np.ndarray, subject: np.ndarray) ->
     return position[np.sort(where)]
 
 
-def _image_sizes(folder: Path, images: list[str]) -> np.ndarray:
-    """Sizes of the files in bytes, int64 [F]; DataError naming those that are missing, empty or not plain files."""
+def _image_states(folder: Path, images: list[str]) -> np.ndarray:
+    """Bytes and time of change in ns of the files, int64 [F, 2]; DataError naming what is missing, empty or no file."""
     if not folder.is_dir():
         raise DataError(f"{folder}: cannot be read: no such folder")
     parts = [images[start : start + 1024] for start in range(0, len(images), 1024)]
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        sizes = np.concatenate(list(pool.map(lambda part: _sizes(folder, part), parts)))
+        states = np.concatenate(list(pool.map(lambda part: _states(folder, part), parts)))
     for value, what in ((-1, "are missing"), (0, "are empty")):
-        names = [images[number] for number in np.flatnonzero(sizes == value)]
+        names = [images[number] for number in np.flatnonzero(states[:, 0] == value)]
         if names:
             raise DataError(f"{folder}: {len(names)} of {len(images)} images {what}: {_some(names)}")
-    return sizes
+    return states
 
 
-def _sizes(folder: Path, images: list[str]) -> np.ndarray:
-    sizes = np.full(len(images), -1, np.int64)
+def _states(folder: Path, images: list[str]) -> np.ndarray:
+    states = np.full((len(images), 2), -1, np.int64)
     for number, name in enumerate(images):
         try:
             found = os.stat(f"{folder}/{name}")
         except OSError:
             continue
         if stat.S_ISREG(found.st_mode):
-            sizes[number] = found.st_size
-    return sizes
+            states[number] = found.st_size, found.st_mtime_ns
+    return states
 
 
 def _some(names: list[str]) -> str:

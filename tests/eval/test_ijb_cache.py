@@ -1,5 +1,6 @@
 """eval/ijb_cache.py: what is kept is used, and only for what it was made from."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -92,6 +93,26 @@ def test_a_flipped_bit_or_a_cut_file_is_embedded_again(tmp_path, folder, cheap_n
     assert counter.images == 16
     assert "2 damaged files were embedded again" in capsys.readouterr().out
     assert [path.name for path in files(tmp_path / "cache")] == ["made_from.json", *(path.name for path in chunks)]
+
+
+def test_a_file_of_other_faces_is_embedded_again(tmp_path, folder, cheap_network):
+    plain = evaluate_ijb(cheap_network, folder)
+    cache = EmbeddingCache(tmp_path / "cache", MODEL, load_ijb(folder))
+    cache.write("straight", range(8), np.zeros((1, 16), np.float32))  # sound, but it would stand for eight faces
+    content = b"no array"
+    (cache.folder / f"mirrored_000000_{hashlib.sha256(content).hexdigest()[:16]}.npy").write_bytes(content)
+    assert evaluate_ijb(cheap_network, folder, cache=(tmp_path / "cache", MODEL)) == plain
+    assert cache.read("straight", range(8)).shape == cache.read("mirrored", range(8)).shape == (8, 16)
+
+
+def test_pictures_changed_in_place_are_embedded_again(tmp_path, folder, cheap_network):
+    evaluate_ijb(cheap_network, folder, cache=(tmp_path / "cache", MODEL))
+    path = folder / "loose_crop" / "1.png"
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # of one size still
+    counter = Counter(cheap_network)
+    evaluate_ijb(counter, folder, cache=(tmp_path / "cache", MODEL))
+    assert counter.images == 2 * len(load_ijb(folder).images)
 
 
 def test_another_model_or_set_uses_nothing_of_it(tmp_path, folder, cheap_network):

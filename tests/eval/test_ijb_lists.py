@@ -25,7 +25,7 @@ def test_positions_and_subjects(tmp_path, make_ijb):
     assert sorted(search.probe) == list(range(6, 18))
     assert [search.subject[rows].tolist() for rows in ([0, 1, 2, 3], [4, 5], [6, 17])] == [
         [40, 41, 42, 43], [-1, -1], [40, 45]]  # fmt: skip
-    assert (loaded.sizes > 0).all()
+    assert (loaded.states > 0).all()
 
 
 def test_lists_with_a_line_per_image_and_more_columns(tmp_path, make_ijb):
