@@ -1,8 +1,10 @@
 """The verb `index`: NAME.idx, the CRC sidecar NAME.crc and the set's `samples.map` anew, from nothing but NAME.rec.
 
 The ids that im2rec and this project write into the records are the keys; where ids repeat, a record's key is its number
-in the file. Framing must be sound: what is damaged, `verify --repair` copies without. A new sidecar says what the bytes
-are now, not what they were when the set was made. Proven by tests/tools/records/test_reindex.py.
+in the file. Framing must be sound: what is damaged, `verify --repair` copies without. A sidecar that is there is the
+only witness of what the bytes were when the set was made: one that agrees with the records stays, and records that do
+not agree with it are refused, unless it alone is asked for (`--only crc --replace`). Proven by
+tests/tools/records/test_reindex.py.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import numpy as np
 from prettytable import PrettyTable
 from tqdm import tqdm
 
-from recognition.data.checksums import crc_path, write_checksums
+from recognition.data.checksums import crc_path, read_checksums, write_checksums
 from recognition.data.dataset import find_shards, open_dataset
 from recognition.data.recordio import IMAGE_HEADER, RecordReader, write_index
 from recognition.data.sample_map import map_path
@@ -55,15 +57,16 @@ def reindex(root: Path, keys: str = "auto", only: str | None = None, replace: bo
     """Write what is asked beside each .rec file; says what was written and why the set does not open, if it does not.
 
     Raises:
-        DataError: damaged framing, or `keys="id"` where ids repeat. Nothing is written for that file.
-        SettingsError: a file that exists, without `replace`.
+        DataError: damaged framing, `keys="id"` where ids repeat, or a record that is not what a sidecar of as many
+            records states. Nothing is written for that file.
+        SettingsError: a file that exists, without `replace`; but a sidecar that agrees needs none.
     """
     paths = find_shards(root)
     for path in paths:
         for target in _targets(path, only):
-            if target.exists() and not replace:
+            if target.exists() and not replace and (target.suffix == ".idx" or only == "crc"):
                 raise SettingsError(f"{target}: exists; --replace writes it anew")
-    shards = [_write(path, keys, only) for path in paths] if only != "map" else []
+    shards = [_write(path, keys, only, replace) for path in paths] if only != "map" else []
     fault: str | None = None
     notes: list[str] = []
     if only in (None, "map"):
@@ -79,10 +82,12 @@ def _targets(rec: Path, only: str | None) -> list[Path]:
     return [path for path in (rec.with_suffix(".idx"), crc_path(rec)) if only in (None, path.suffix[1:])]
 
 
-def _write(rec: Path, keys: str, only: str | None) -> dict[str, Any]:
+def _write(rec: Path, keys: str, only: str | None, replace: bool) -> dict[str, Any]:
     offsets, ids, sums = _scan(rec)
     key, kind = _keys(rec, offsets, ids, keys)
     targets = _targets(rec, only)
+    if only is None and crc_path(rec).exists() and _agrees(rec, offsets, sums, replace):
+        targets.remove(crc_path(rec))
     for target in targets:
         with new_file(target, replace=True) as writing:
             if target.suffix == ".idx":
@@ -90,6 +95,31 @@ def _write(rec: Path, keys: str, only: str | None) -> dict[str, Any]:
             else:
                 write_checksums(writing, rec.stat().st_size, sums)
     return {"file": str(rec), "records": len(offsets), "keys": kind, "written": [path.name for path in targets]}
+
+
+def _agrees(rec: Path, offsets: np.ndarray, sums: np.ndarray, replace: bool) -> bool:
+    """Whether the sidecar states these records; false, with `replace`, for one of another number, or damaged itself."""
+    sidecar = crc_path(rec)
+    try:
+        stated = read_checksums(sidecar)
+    except DataError:
+        if not replace:
+            raise
+        return False
+    if len(stated.records) == len(sums):
+        changed = np.flatnonzero(stated.records != sums)
+        if len(changed):
+            first = int(changed[0])
+            raise DataError(f"{rec}: record {first} @ offset {offsets[first]}: CRC {sums[first]:08x}, but "
+                            f"{sidecar.name} states {stated.records[first]:08x} ({len(changed)} such): bits have "
+                            "changed; `verify --repair` copies what is sound, --only crc --replace takes the records "
+                            "as they are")
+        if stated.size == rec.stat().st_size:
+            return True
+    if not replace:
+        raise SettingsError(f"{sidecar}: states {len(stated.records)} records in {stated.size} bytes, {rec.name} has "
+                            f"{len(sums)} in {rec.stat().st_size}; --replace writes it anew")
+    return False
 
 
 def _scan(rec: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from recognition.data.checksums import write_checksums
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import MAGIC_BYTES, RecordWriter, pack_record, read_index, write_index
 from recognition.data.sample_map import read_map
@@ -100,6 +101,45 @@ def test_damaged_records_leave_everything_as_it_is(face_set):
         run("index", face_set, "--replace")
     assert (face_set / "train.idx").read_bytes() == before
     assert sorted(path.name for path in face_set.iterdir()) == ["train.crc", "train.idx", "train.lst", "train.rec"]
+
+
+def test_checksums_that_tell_of_damage_are_not_washed_away(face_set, capsys):
+    before = (face_set / "train.crc").read_bytes()
+    data = bytearray((face_set / "train.rec").read_bytes())
+    data[data.index(b"ccc")] ^= 1
+    (face_set / "train.rec").write_bytes(data)
+    (face_set / "train.idx").unlink()
+    for options in ((), ("--replace",)):
+        with pytest.raises(DataError, match=r"rec: record 3 @ offset \d+: CRC .*, but train\.crc states .*changed"):
+            run("index", face_set, *options)
+        assert (face_set / "train.crc").read_bytes() == before
+        assert not (face_set / "train.idx").exists()
+    assert run("index", face_set, "--only", "idx") == 0
+    assert run("index", face_set, "--only", "crc", "--replace") == 0
+    assert (face_set / "train.crc").read_bytes() != before
+    assert run("index", face_set, "--replace") == 0
+
+
+def test_an_index_alone_is_written_beside_checksums_that_agree(face_set, capsys):
+    index, time = (face_set / "train.idx").read_bytes(), (face_set / "train.crc").stat().st_mtime_ns
+    (face_set / "train.idx").unlink()
+    assert run("index", face_set, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["shards"][0]["written"] == ["train.idx"]
+    assert (face_set / "train.idx").read_bytes() == index
+    assert (face_set / "train.crc").stat().st_mtime_ns == time
+
+
+def test_checksums_of_other_records_are_replaced_when_asked(face_set):
+    good = (face_set / "train.crc").read_bytes()
+    write_checksums(face_set / "train.crc", 10, [1, 2])
+    (face_set / "train.idx").unlink()
+    with pytest.raises(SettingsError, match=r"train\.crc: states 2 records in 10 bytes, .* has 6 in \d+; --replace"):
+        run("index", face_set)
+    (face_set / "train.crc").write_bytes(good[:-1])
+    with pytest.raises(DataError, match=r"train\.crc: the sidecar itself is damaged"):
+        run("index", face_set)
+    assert run("index", face_set, "--replace") == 0
+    assert (face_set / "train.crc").read_bytes() == good
 
 
 def test_a_set_that_still_does_not_open(tmp_path, capsys):
