@@ -1,11 +1,12 @@
 """The verb `split`: a set into two with no identity in common, one to train on and one held out.
 
 Which identities are held out is a function of the seed and of their number, or said by a list of names or labels.
-Labels are counted anew in both, in the old order. Proven by tests/tools/records/test_copies.py.
+Labels are counted anew in both, in the old order; `labels_from.tsv` has a line `label <tab> 0 <tab> label there`, as of
+`merge`. A set without names gets none: its old labels would be taken for names. Proven by
+tests/tools/records/test_copies.py.
 """
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,19 @@ def split(
     with new_folder(out, replace, [dataset.root]) as folder:
         for part, chosen in zip(PARTS, (~is_held, is_held), strict=True):
             (folder / part).mkdir()
-            facts[part] = write_selection(folder / part, sources, _renumbered(dataset, chosen, names), how)
+            selection, old = _renumbered(dataset, chosen, names)
+            facts[part] = write_selection(folder / part, sources, selection, how)
+            with open(folder / part / "labels_from.tsv", "w", newline="\n") as file:
+                file.writelines(f"{new}\t0\t{label}\n" for new, label in enumerate(old.tolist()))
         write_provenance(folder, "split", {**how_chosen, "sources": [source_facts(dataset)]})
     return facts
 
 
-def _renumbered(dataset: RecordDataset, chosen: np.ndarray, names: dict[int, str] | None) -> Selection:
+def _renumbered(
+    dataset: RecordDataset, chosen: np.ndarray, names: dict[int, str] | None
+) -> tuple[Selection, np.ndarray]:
+    """The chosen samples under labels from 0, and the old label of each new one, integers [classes]."""
     sample = np.flatnonzero(chosen)
     old, label = np.unique(dataset.labels[sample], return_inverse=True)
-    # Without names the old labels serve as such: they say which identity is which.
-    return Selection(sample, label, len(old), _names(old, names))
-
-
-def _names(old: Iterable[int], names: dict[int, str] | None) -> dict[int, str]:
-    return {new: str(label) if names is None else names[label] for new, label in enumerate(map(int, old))}
+    kept = None if names is None else {new: names[number] for new, number in enumerate(old.tolist())}
+    return Selection(sample, label, len(old), kept), old

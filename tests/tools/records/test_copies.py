@@ -152,6 +152,37 @@ def test_merge_keeps_label_ranges_apart_when_asked(one, tmp_path, capsys):
     assert labels == [0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5]
 
 
+def test_merge_takes_numbers_for_names_only_when_asked(one, tmp_path, capsys):
+    make_set(tmp_path / "two", {"0": 2, "7": 1}, first=100)
+    make_set(tmp_path / "three", {"7": 1, "8": 1}, first=200)
+    sets = (tmp_path / "two", tmp_path / "three")
+    with pytest.raises(SettingsError, match=r"two: all names are numbers, .*--separate keeps .*--by-name joins"):
+        run("merge", tmp_path / "out", *sets)
+    with pytest.raises(SettingsError, match=r"two: all names are numbers"):
+        run("merge", tmp_path / "out", one, sets[0])
+    with pytest.raises(SystemExit):
+        run("merge", tmp_path / "out", *sets, "--by-name", "--separate")
+    assert not (tmp_path / "out").exists()
+    assert facts(capsys, "merge", tmp_path / "out", *sets, "--by-name")["joined"] == 1
+    assert facts(capsys, "merge", tmp_path / "apart", *sets, "--separate")["joined"] == 0
+
+
+def test_merge_refuses_a_file_given_twice(one, tmp_path):
+    (tmp_path / "link").symlink_to(one)
+    for again in (one, tmp_path / "link", one / "train.rec", tmp_path / "one" / ".." / "one"):
+        with pytest.raises(SettingsError, match=r"train\.rec: given twice"):
+            run("merge", tmp_path / "out", one, again)
+    assert not (tmp_path / "out").exists()
+
+
+def test_verbs_that_copy_pass_over_a_list_of_the_older_form(tmp_path, capsys):
+    make_set(tmp_path / "set", PEOPLE, names=False)
+    (tmp_path / "set" / "train.lst").write_text("1\tAnn/0.png\t0\n" * 11)
+    facts(capsys, "shuffle", tmp_path / "set", tmp_path / "mixed")
+    facts(capsys, "split", tmp_path / "set", tmp_path / "parts", "--share", 0.5)
+    assert facts(capsys, "merge", tmp_path / "merged", tmp_path / "set", "--separate")["images"] == 11
+
+
 def test_merged_shards_and_small_memory_give_the_same(one, tmp_path):
     run("shuffle", one, tmp_path / "mixed")
     run("merge", tmp_path / "a", tmp_path / "mixed")
@@ -202,7 +233,11 @@ def test_split_by_a_list(one, tmp_path):
     nameless = make_set(tmp_path / "nameless", PEOPLE, names=False)
     (tmp_path / "list.txt").write_text("2\n0\n")
     run("split", nameless, tmp_path / "numbers", "--list", tmp_path / "list.txt")
-    assert (tmp_path / "numbers/held_out/labels.tsv").read_text() == "0\t0\n1\t2\n"
+    assert (tmp_path / "numbers/held_out/labels_from.tsv").read_text() == "0\t0\t0\n1\t0\t2\n"
+    assert (tmp_path / "numbers/train/labels_from.tsv").read_text() == "0\t0\t1\n1\t0\t3\n"
+    assert not list((tmp_path / "numbers").rglob("labels.tsv"))  # numbers are no names
+    with pytest.raises(SettingsError, match=r"nobody knows who is who"):
+        run("merge", tmp_path / "whole", tmp_path / "numbers" / "train", tmp_path / "numbers" / "held_out")
 
 
 # What is there already
