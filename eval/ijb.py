@@ -17,8 +17,8 @@ import numpy as np
 from prettytable import PrettyTable
 
 from eval import metrics
-from eval.embed import Embed, load_embedder
-from eval.ijb_cache import EmbeddingCache, default_cache, model_identity
+from eval.embed import Embed, Embedder, load_embedder
+from eval.ijb_cache import EmbeddingCache, default_cache, model_identity, open_unchanged
 from eval.ijb_faces import crop_face, embed_faces, unit
 from eval.ijb_lists import PROTOCOLS, TARGETS, IjbSet, find_target, load_ijb, protocols_of
 from eval.ijb_processes import fill_cache
@@ -209,13 +209,15 @@ def main(arguments: Sequence[str]) -> int | None:
         check_plot_path(options.plot)
         if "1:1" not in protocols:
             raise SettingsError("--plot draws the ROC of 1:1, which is not run")
-    embedder = open_model(options)
-    cache = None
-    if not options.no_cache:
-        place = options.cache or default_cache(options.model)
-        cache = place, model_identity(options.model, embedder.pixels, given_in(options))
-    elif options.processes > 1:
+    if options.no_cache and options.processes > 1:
         raise SettingsError("--processes needs a cache: the processes share it")
+    cache, hashes = None, []
+    if options.no_cache:
+        embedder = open_model(options)
+    else:
+        embedder, hashes = open_unchanged(options.model, partial(open_model, options))
+        place = options.cache or default_cache(options.model)
+        cache = place, model_identity(options.model, embedder.pixels, given_in(options), hashes)
     result = evaluate_ijb(
         embedder.embed,
         options.folder,
@@ -228,30 +230,40 @@ def main(arguments: Sequence[str]) -> int | None:
         cache=cache,
         threads=options.threads,
         curve=options.curves or options.plot is not None,
-        prepare=_in_processes(options) if options.processes > 1 else None,
+        prepare=_in_processes(options, hashes) if options.processes > 1 else None,
     )
     print(f"{options.folder}: {target}")
     print(tables(result))
     if options.plot is not None:
         write_roc_plot(options.plot, {options.model: result["curve"]["roc"]}, f"{target} 1:1, {options.model}")
     if options.json:
-        write_json(options.json, result if options.curves else {key: result[key] for key in result if key != "curve"})
+        if not options.curves:
+            result.pop("curve", None)
+        write_json(options.json, {"folder": str(Path(options.folder).resolve()), **result})
     return None
 
 
-def _in_processes(options: argparse.Namespace) -> Callable[[IjbSet, EmbeddingCache], None]:
-    """What embeds in --processes processes: their share of the processors and one GPU each, as far as there are any."""
+def _in_processes(options: argparse.Namespace, hashes: list[str]) -> Callable[[IjbSet, EmbeddingCache], None]:
+    """What embeds in --processes processes: their share of the processors and one GPU each, as far as there are any.
+
+    hashes: of the model's files, which each process opens for itself.
+    """
     import torch  # not above: whoever evaluates an ONNX file in one process does not wait for it
 
     threads = max(1, (options.threads or available_cpus()) // options.processes)
     gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
     devices = [f"cuda:{number % gpus}" if gpus else options.device for number in range(options.processes)]
-    models = [partial(load_embedder, options.model, threads, device, given_in(options)) for device in devices]
+    openers = [partial(load_embedder, options.model, threads, device, given_in(options)) for device in devices]
+    models = [partial(_open_same, options.model, opener, hashes) for opener in openers]
 
     def fill(ijb: IjbSet, cache: EmbeddingCache) -> None:
         fill_cache(models, ijb, cache, flip=options.flip, threads=threads, progress=True)
 
     return fill
+
+
+def _open_same(model: str, opener: Callable[[], Embedder], hashes: list[str]) -> Embedder:
+    return open_unchanged(model, opener, hashes)[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,32 +17,64 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval.embed import Embedder
 from eval.ijb_lists import IjbSet
 from eval.onnx_file import check_onnx_file, tensors_of
 from eval.pixels import Given, Pixels
-from recognition.errors import DataError
+from recognition.errors import CheckpointError, DataError
 
 CHUNK = 1024  # faces a file: 2 MB, and what a kill loses at the most
 PARTS = ("straight", "mirrored")
 STALE_SECONDS = 3600  # a file still being written after that belongs to a process that was killed
 
 
-def model_identity(model: str | Path, pixels: Pixels, given: Given | None = None) -> dict[str, Any]:
+def open_unchanged(
+    model: str | Path, opener: Callable[[], Embedder], expected: list[str] | None = None
+) -> tuple[Embedder, list[str]]:
+    """Open a model whose files are hashed before and after, so that what was opened is what the hashes say.
+
+    Args:
+        model: as for `model_identity`.
+        opener: opens it.
+        expected: what `model_hashes` gave elsewhere.
+
+    Raises:
+        CheckpointError: the files changed meanwhile, or are not those expected; and what the opener raises.
+    """
+    before = model_hashes(model)
+    if expected is not None and before != expected:
+        raise CheckpointError(f"{model}: changed since the command began; start it again")
+    embedder = opener()
+    if model_hashes(model) != before:
+        raise CheckpointError(f"{model}: changed while it was opened; start the command again")
+    return embedder, before
+
+
+def model_hashes(model: str | Path) -> list[str]:
+    """SHA-256 of a model's file, and of the files that hold its weights, if any."""
+    return [_sha256(path) for path in _model_files(Path(model))]
+
+
+def model_identity(
+    model: str | Path, pixels: Pixels, given: Given | None = None, hashes: list[str] | None = None
+) -> dict[str, Any]:
     """What embeddings depend on besides the faces: a model file's SHA-256, the pixels, the graph's input and output.
 
     Args:
         model: an .onnx file (with the files that hold its weights, if any), a .pt file or a run folder.
         pixels: what is done to them, as found (`Embedder.pixels`).
         given: what the user said of the model.
+        hashes: of the files, as `open_unchanged` gave them; None = as they are now.
     """
     given = given or Given()
     chosen = {"input": given.input, "layout": given.layout, "output": given.output}
-    files = [_sha256(path) for path in _model_files(Path(model))]
+    files = model_hashes(model) if hashes is None else hashes
     return {"sha256": files[0], "weights": files[1:], "pixels": dataclasses.asdict(pixels), **chosen}
 
 
@@ -62,8 +94,11 @@ def external_files(model: Path) -> list[Path]:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def default_cache(model: str | Path) -> Path:

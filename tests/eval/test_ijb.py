@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import ijb, ijb_faces, ijb_search
+from eval import ijb, ijb_faces, ijb_search, report, report_read
 from eval.embed import load_embedder
 from eval.ijb import embed_faces, evaluate_ijb, load_ijb, pair_scores, score_templates, template_features
 from eval.ijb_lists import IjbSet, SearchLists
@@ -350,6 +350,7 @@ def test_command(tmp_path, capsys, make_ijb):
     assert ijb.main([*command, "--plot", str(tmp_path / "roc.png")]) is None
     assert cv2.imread(str(tmp_path / "roc.png")) is not None
     result = json.loads(out.read_text())
+    assert result.pop("folder") == str(folder.resolve())
     assert result == evaluate_ijb(load_embedder(model, 1).embed, folder, flip=False)
     printed = capsys.readouterr().out
     assert "153 pairs" in printed
@@ -359,8 +360,10 @@ def test_command(tmp_path, capsys, make_ijb):
         (folder / "meta" / f"ijbc_1N_{name}.csv").unlink()
     assert ijb.main(command) is None
     assert "lacks ijbc_1N_gallery_G1.csv, ijbc_1N_gallery_G2.csv, ijbc_1N_probe_mixed.csv" in capsys.readouterr().out
-    assert list(json.loads(out.read_text())) == ["1:1"]
+    assert list(json.loads(out.read_text())) == ["folder", "1:1"]
     assert ijb.main([*command, "--curves"]) is None
-    assert list(json.loads(out.read_text())) == ["1:1", "curve"]
+    assert list(json.loads(out.read_text())) == ["folder", "1:1", "curve"]
+    page = report.build(report_read.read_all([str(out)]))  # finds the hardest pairs' pictures
+    assert page.count("data:image/jpeg") == 32
     with pytest.raises(SettingsError, match="expected a name ending in"):
         ijb.main([*command, "--plot", str(tmp_path / "roc")])

@@ -16,7 +16,7 @@ from eval.ijb_cache import EmbeddingCache
 from eval.ijb_faces import UnreadableImagesError, missing_chunks
 from eval.ijb_lists import load_ijb
 from eval.ijb_processes import fill_cache
-from recognition.errors import DistributedError, NumericsError, SettingsError
+from recognition.errors import CheckpointError, DistributedError, NumericsError, SettingsError
 
 
 @pytest.fixture
@@ -50,6 +50,29 @@ def test_two_processes_embed_what_one_would(tmp_path, folder, capsys):
     assert len(list(kept.glob("*.npy"))) == 2 * chunks
     with pytest.raises(SettingsError, match="--processes needs a cache"):
         ijb.main([str(model), str(folder), "--no-cache", "--processes", "2"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_model_replaced_meanwhile_leaves_no_embeddings_under_its_name(tmp_path, folder, monkeypatch, processes):
+    """Once right after it was opened here, and once before the processes open it."""
+    model = write_network(tmp_path / "coarse.onnx")
+    name = "open_model" if processes == 1 else "fill_cache"
+    before = getattr(ijb, name)
+
+    def replacing(*arguments, **options):
+        if processes == 1:
+            opened = before(*arguments, **options)
+            write_network(model, "Neg")
+            return opened
+        write_network(model, "Neg")
+        return before(*arguments, **options)
+
+    monkeypatch.setattr(ijb, name, replacing)
+    place = tmp_path / "cache"
+    when = "while it was opened" if processes == 1 else "since the command began"
+    with pytest.raises(CheckpointError, match=rf"coarse\.onnx: changed {when}"):
+        ijb.main([str(model), str(folder), "--cache", str(place), "--processes", str(processes)])
+    assert not list(place.rglob("*.npy"))
 
 
 def test_all_of_them_name_the_unreadable_images_together(tmp_path, folder):
