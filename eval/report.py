@@ -16,9 +16,9 @@ from eval.report_read import Content, read_all
 from recognition.errors import DataError, run_command
 
 
-def build(content: Content, title: str | None = None) -> str:
-    """The page of what was read."""
-    models, pictures = content.models, Pictures()
+def build(content: Content, title: str | None = None, show_pictures: bool = True) -> str:
+    """The page of what was read; pictures are read from where it says that they are."""
+    models, pictures = content.models, Pictures(show_pictures)
     made = [
         ("scores", "Verification", report_scores.verification(models)),
         ("ijb", "IJB", report_scores.ijb(models)),
@@ -38,7 +38,10 @@ def build(content: Content, title: str | None = None) -> str:
     names = ", ".join(model.name for model in models) or "Comparison"
     if title is None:
         title = names if len(models) <= 3 else f"{len(models)} models"
-    return page(title, lead or paragraph("Evaluation report", muted=True), sections, f"Made from {', '.join(sources)}.")
+    made_from = f"Made from {', '.join(sources)}."
+    if pictures.sources:
+        made_from += f" Pictures are from {', '.join(pictures.sources)}."
+    return page(title, lead or paragraph("Evaluation report", muted=True), sections, made_from)
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -48,8 +51,10 @@ def main(arguments: Sequence[str]) -> int | None:
                         help="run folder or JSON of an evaluation; NAME=PATH names the model, one name joins inputs")
     parser.add_argument("--out", required=True, metavar="FILE", help="the HTML file")
     parser.add_argument("--title", help="of the page (default: the models' names)")
+    parser.add_argument("--no-pictures", action="store_true",
+                        help="read no pictures from where the inputs say that their sets are")
     options = parser.parse_args(list(arguments))
-    html = build(read_all(options.inputs), options.title)
+    html = build(read_all(options.inputs), options.title, not options.no_pictures)
     try:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(html, encoding="utf-8")

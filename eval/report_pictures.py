@@ -1,8 +1,9 @@
 """Contact sheets: pictures read from the sets where they lie, as small JPEGs inside the page.
 
 Owns the way from "pair 17 of that set" to pictures. Sets are read by the loaders that evaluation uses, so a set is
-trusted as little as there. What cannot be shown is a sentence that says why, never an error: a report may be made far
-from the data. Proven by tests/eval/test_report.py.
+trusted as little as there. Where a set lies is what the inputs say, so a page made from somebody else's JSON shows
+pictures of this machine that it names: `sources` says which, and `show=False` reads none. What cannot be shown is a
+sentence that says why, never an error: a report may be made far from the data. Proven by tests/eval/test_report.py.
 """
 
 import base64
@@ -40,10 +41,22 @@ def data_uri(image: np.ndarray) -> str:
 
 
 class Pictures:
-    """The sets of a report, each opened once."""
+    """The sets of a report, each opened once; none with `show` False."""
 
-    def __init__(self) -> None:
+    def __init__(self, show: bool = True) -> None:
+        self._show = show
         self._opened: dict[tuple[str, str], Any] = {}
+
+    @property
+    def sources(self) -> list[str]:
+        """The paths of the sets that were opened."""
+        return sorted({path for (path, _), found in self._opened.items() if not isinstance(found, Exception)})
+
+    def _require(self, path: str) -> None:
+        if not self._show:
+            raise DataError("--no-pictures leaves them out")
+        if not Path(path).exists():
+            raise DataError(f"the set is not at {path}")
 
     def _open(self, path: str, load: Callable[[str], Any]) -> Any:
         key = path, load.__name__
@@ -58,8 +71,7 @@ class Pictures:
 
     def of_set(self, path: str, number: int, degrade: int | None = None) -> np.ndarray:
         """Picture `number` of a .bin file or RecordIO set; DataError when there is none, or no set."""
-        if not Path(path).exists():
-            raise DataError(f"the set is not at {path}")
+        self._require(path)
         try:
             if number < 0:
                 raise IndexError(f"no such picture: {number}")
@@ -89,8 +101,7 @@ class Pictures:
             return _unsaid(curve)
 
         def look(found: Sequence[float]) -> tuple[list[np.ndarray], bool, str]:
-            if not Path(folder).is_dir():
-                raise DataError(f"the set is not at {folder}")
+            self._require(folder)
             ijb = self._open(folder, load_ijb)
             sides = [int(np.searchsorted(ijb.template_ids, int(template))) for template in found[:2]]
             names = [int(template) for template in found[:2]]

@@ -201,6 +201,20 @@ def test_pictures_are_those_of_the_hardest_pairs(run, small_set):
     assert np.abs(shown.astype(int) - truth).mean() < 6
 
 
+def test_the_page_names_where_pictures_are_from_and_can_do_without(run, small_set, tmp_path):
+    said = f"Pictures are from {small_set / 'pairs.bin'}."
+    out = tmp_path / "report.html"
+    report.main([str(run), "--out", str(out)])
+    page = Page(out.read_text())
+    assert "img" in page.tags
+    assert said in "".join(page.text)
+    report.main([str(run), "--out", str(out), "--no-pictures"])
+    page = Page(out.read_text())
+    assert "img" not in page.tags
+    assert "Pictures are from" not in "".join(page.text)
+    assert "No pictures of the hardest false matches: --no-pictures leaves them out." in page.text
+
+
 @pytest.mark.parametrize("change", ["gone", "other", "beyond", "no path"])
 def test_pictures_that_cannot_be_shown_are_said(run, small_set, change):
     path = run / "evaluation.json"
