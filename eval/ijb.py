@@ -211,7 +211,7 @@ def main(arguments: Sequence[str]) -> int | None:
             raise SettingsError("--plot draws the ROC of 1:1, which is not run")
     if options.no_cache and options.processes > 1:
         raise SettingsError("--processes needs a cache: the processes share it")
-    cache, hashes = None, []
+    cache, hashes = None, list[str]()
     if options.no_cache:
         embedder = open_model(options)
     else:

@@ -211,7 +211,9 @@ def _digest(described: dict, keys: np.ndarray | None) -> str:
     """A hash of what the JSON says, the fingerprint and so offsets and labels among it, and of the keys."""
     facts = {name: value for name, value in described.items() if name != "digest"}
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
-    for start in range(0, len(keys), _HASHED) if keys is not None else ():
+    if keys is None:
+        return digest.hexdigest()
+    for start in range(0, len(keys), _HASHED):
         digest.update(np.ascontiguousarray(keys[start : start + _HASHED], np.int64).data)
     return digest.hexdigest()
 
