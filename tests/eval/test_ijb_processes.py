@@ -80,18 +80,18 @@ def test_all_of_them_name_the_unreadable_images_together(tmp_path, folder):
     spoilt = [images[at] for at in (11, 18, 25)]  # chunks 1, 2 and 3 are of two processes
     for name in spoilt:
         (folder / "loose_crop" / name).write_bytes(b"no picture")
-    loaded = load_ijb(folder)
+    loaded, before = load_ijb(folder), multiprocessing.active_children()
     cache = EmbeddingCache(tmp_path / "cache", {}, loaded)
     opener = partial(load_embedder, write_network(tmp_path / "coarse.onnx"), 1)
     with pytest.raises(UnreadableImagesError, match="3 images cannot be used: ") as error:
         fill_cache([opener, opener], loaded, cache, flip=True, threads=1)
     assert all(f"/{name}: not a JPEG" in str(error.value) for name in spoilt)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 @pytest.mark.slow
 def test_other_failures_keep_their_kind_and_leave_no_process(tmp_path, folder):
-    loaded = load_ijb(folder)
+    loaded, before = load_ijb(folder), multiprocessing.active_children()
     cache = EmbeddingCache(tmp_path / "cache", {}, loaded)
     good = partial(load_embedder, write_network(tmp_path / "coarse.onnx"), 1)
     spoilt = partial(load_embedder, write_network(tmp_path / "log.onnx", "Log"), 1)
@@ -99,7 +99,7 @@ def test_other_failures_keep_their_kind_and_leave_no_process(tmp_path, folder):
         fill_cache([spoilt, spoilt], loaded, cache, flip=True, threads=1)
     with pytest.raises(DistributedError, match="an embedding process ended with 9; the same command goes on"):
         fill_cache([good, partial(os._exit, 9)], loaded, cache, flip=True, threads=1)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(before)
     fill_cache([good, good], loaded, cache, flip=True, threads=1)
     assert missing_chunks(cache, True) == []
     network = load_embedder(tmp_path / "coarse.onnx", 1).embed

@@ -70,7 +70,9 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_bit(tmp_path, small_set, whol
     assert runs.newest_state(tmp_path) == runs.newest_state(whole)
 
 
-@pytest.mark.parametrize("point", ["snapshot", "replicated begun", "renamed"])
+@pytest.mark.parametrize("point", [
+    "replicated begun", pytest.param("snapshot", marks=pytest.mark.slow), pytest.param("renamed", marks=pytest.mark.slow),
+])
 def test_a_signal_during_a_save_is_safe(tmp_path, small_set, whole, point):
     config = runs.write_config(tmp_path, small_set)
     ranks = runs.Ranks(config, 2, kill=runs.Kill(point, 10, (0,), signal.SIGTERM))
@@ -120,7 +122,7 @@ def _bad_step(ranks: Ranks, config: Config) -> tuple[dict[str, np.ndarray], dict
     return before, _state(run), bool(figures.bad)
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_nan_on_one_rank_changes_nothing_on_any(on_ranks, tmp_path, small_set, world):
     """Weights, momentum, centres, momentum backbone, memory, statistics, margin state, BatchNorm: to the bit."""
     found = on_ranks(world, _bad_step, _config(tmp_path, small_set))

@@ -146,6 +146,7 @@ def test_one_rank_that_fails_ends_all_and_is_named(run, action, status, said):
     assert "closed by peer" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_interrupted_run_goes_on_from_its_checkpoint(run):
     """As Ctrl-C does: a signal to the whole process group, in the middle of training."""
