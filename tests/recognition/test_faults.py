@@ -71,7 +71,8 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_bit(tmp_path, small_set, whol
 
 
 @pytest.mark.parametrize("point", [
-    "replicated begun", pytest.param("snapshot", marks=pytest.mark.slow), pytest.param("renamed", marks=pytest.mark.slow),
+    "replicated begun", pytest.param("snapshot", marks=pytest.mark.slow),
+    pytest.param("renamed", marks=pytest.mark.slow),
 ])
 def test_a_signal_during_a_save_is_safe(tmp_path, small_set, whole, point):
     config = runs.write_config(tmp_path, small_set)
