@@ -66,7 +66,7 @@ def start(tmp_path, small_set):
 
 def _alive(folder: Path) -> list[str]:
     """Processes that train this folder's run."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if "recognition.train" in line and str(folder) in line]
 
 
