@@ -112,7 +112,7 @@ def score(
         "val": val,
         "far": far,
         "eer": None if one_kind else metrics.equal_error_rate(metrics.roc(-distance, issame)),
-        "mean_norm": float(np.mean(norm)),
+        "mean_norm": float(np.mean(norm, dtype=np.float64)),
     }
 
 
