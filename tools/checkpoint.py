@@ -13,7 +13,6 @@ Proven by tests/tools/test_checkpoint_tool.py.
 
 import argparse
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from recognition.checkpoint.writing import Writing
 from recognition.distributed import Ranks
 from recognition.errors import CheckpointError, SettingsError, run_command
 from recognition.heads.centers import shard_range
+from tools.records.common_options import add_common, report
 
 CLASSES_AT_ONCE = 1 << 16
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help)
         added.set_defaults(verb=function)
         added.add_argument("path", type=Path, metavar="PATH", help="a run's folder, its checkpoints, or one save")
-        added.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON instead of text, or to FILE")
+        add_common(added, threads=False)
         return added
 
     verb("list", _list, "step, size and score of each save, and whether it verifies")
@@ -77,14 +77,14 @@ def _list(options: argparse.Namespace) -> int:
         score = "" if save["score"] is None else f"{save['score']:.5f}"
         good = "yes" if not save["problems"] else "NO: " + "; ".join(save["problems"])
         table.add_row([save["step"], f"{save['bytes'] / 1e6:,.1f}", save["files"], score, good])
-    _report(found, str(table), options.json)
+    report(found, str(table), options.json)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     found = summaries(options.path)
     lines = [f"{save['save']}: {'; '.join(save['problems']) or 'good'}" for save in found]
-    _report(found, "\n".join(lines), options.json)
+    report(found, "\n".join(lines), options.json)
     return CheckpointError.status if any(save["problems"] for save in found) else 0
 
 
@@ -118,7 +118,7 @@ def _inspect(options: argparse.Namespace) -> int:
         files.add_row([file["start"], file["stop"], f"{file['bytes'] / 1e6:,.1f}"])
     settings = "\n".join(f"{name} = {value}" for name, value in facts["state"].get("settings", {}).items())
     text = f"{tensors}\n{files}\nstep {facts['step']}, {facts['classes']} classes, names: {facts['names']}\n{settings}"
-    _report(facts, text, options.json)
+    report(facts, text, options.json)
     return 0
 
 
@@ -147,8 +147,8 @@ def facts_of(saved: Saved) -> dict[str, Any]:
 def _reshard(options: argparse.Namespace) -> int:
     saved = checkpoint.open_save(options.path, Ranks())
     written = reshard(saved, options.out, options.ranks)
-    report = {"from": str(saved.folder), "to": str(written), "row_files": options.ranks}
-    _report(report, f"{saved.folder} → {written}, {options.ranks} row files", options.json)
+    facts = {"from": str(saved.folder), "to": str(written), "row_files": options.ranks}
+    report(facts, f"{saved.folder} → {written}, {options.ranks} row files", options.json)
     return 0
 
 
@@ -178,8 +178,8 @@ def _extract(options: argparse.Namespace) -> int:
     saved = checkpoint.open_save(options.path, Ranks())
     part = "momentum" if options.momentum else "backbone"
     extract_backbone(saved, options.out, part)
-    report = {"from": str(saved.folder), "to": str(options.out), "part": part, "step": saved.step}
-    _report(report, f"{part} of {saved.folder} → {options.out}", options.json)
+    facts = {"from": str(saved.folder), "to": str(options.out), "part": part, "step": saved.step}
+    report(facts, f"{part} of {saved.folder} → {options.out}", options.json)
     return 0
 
 
@@ -195,16 +195,6 @@ def extract_backbone(saved: Saved, out: Path, part: str) -> None:
     module = module_with(saved.folder / checkpoint.REPLICATED, weights, settings)
     info = {"run": of_run.get("name"), "step": saved.step, "part": part, "scores": saved.state.get("scores", [])}
     save_model(out, module, settings, info)
-
-
-def _report(facts: Any, text: str, target: str | None) -> None:
-    """Print the text, or the facts as JSON; a file gets the JSON beside the printed text."""
-    if target == "-":
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
-        return
-    print(text)
-    if target:
-        Path(target).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def add_common(verb: argparse.ArgumentParser, threads: bool = True) -> None:
     verb.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON instead of tables, or to FILE")
 
 
-def report(facts: dict[str, Any], text: str, target: str | None) -> None:
+def report(facts: Any, text: str, target: str | None) -> None:
     """Print the text, or the facts as JSON; a file gets the JSON beside the printed text."""
     if target == "-":
         print(json.dumps(facts, indent=1, ensure_ascii=False))

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,20 @@ class Reader(Protocol):
 
     def read(self, name: str, place: tuple[int, ...] | None) -> bytes:
         """The encoded picture."""
+
+
+class ArchiveFile:
+    """A file that members are read from by place; each process opens it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _file(self) -> int:
+        return os.open(self.path, os.O_RDONLY)
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}
 
 
 class Members(NamedTuple):

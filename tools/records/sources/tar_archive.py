@@ -15,7 +15,6 @@ import tarfile
 import zlib
 from array import array
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from recognition.errors import DataError
 from tools.records.sources.names import Names
-from tools.records.sources.source import MAX_FILE, Members, is_picture, member_name, stamp_of
+from tools.records.sources.source import MAX_FILE, ArchiveFile, Members, is_picture, member_name, stamp_of
 
 # Pictures hardly shrink (a BMP to a third, a smooth one to a tenth); deflate goes to 1032, which only a bomb reaches.
 _MAX_RATIO = 64
@@ -35,15 +34,8 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {
 }
 
 
-class TarReader:
+class TarReader(ArchiveFile):
     """Reads members by place: (offset of the data, bytes)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def _file(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
 
     def read(self, name: str, place: tuple[int, ...] | None) -> bytes:
         """A member's bytes; ValueError for one larger than any picture, or cut."""
@@ -56,9 +48,6 @@ class TarReader:
         if len(data) != size:
             raise ValueError("the archive is cut inside this member")
         return data
-
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
 
 
 def tar_members(path: Path, spool: Path) -> Members:

@@ -11,27 +11,19 @@ import struct
 import zipfile
 import zlib
 from array import array
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from recognition.errors import DataError
 from tools.records.sources.names import Names
-from tools.records.sources.source import MAX_FILE, Members, is_picture, member_name
+from tools.records.sources.source import MAX_FILE, ArchiveFile, Members, is_picture, member_name
 
 _LOCAL = struct.Struct("<4s22xHH")  # signature; name's and extra field's bytes
 
 
-class ZipReader:
+class ZipReader(ArchiveFile):
     """Reads members by place: (offset of the local header, stored bytes, bytes, method, CRC-32)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def _file(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
 
     def read(self, name: str, place: tuple[int, ...] | None) -> bytes:
         """A member's bytes; ValueError where they are not what the directory says."""
@@ -54,9 +46,6 @@ class ZipReader:
         if len(data) != size or zlib.crc32(data) != crc:
             raise ValueError(f"the archive is damaged: not the {size} bytes with the CRC that its directory states")
         return data
-
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
 
 
 def zip_members(path: Path) -> Members:
