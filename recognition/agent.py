@@ -9,7 +9,7 @@ machines at the rendezvous. Three rules are added:
 - Signals that come while the ranks are being ended change nothing.
 
 What the ranks note of their ends is read by recognition/cause.py; a restart begins with no notes.
-Proven by tests/recognition/test_faults.py.
+Proven by tests/recognition/test_restarts.py.
 """
 
 import contextlib
