@@ -13,7 +13,7 @@ from recognition import distributed
 from recognition.backbones import build
 from recognition.bad_steps import BadSteps
 from recognition.batch_statistics import BatchStatistics
-from recognition.config import Config, agreed_settings, batch_mistakes
+from recognition.config import Config, agreed_settings
 from recognition.cpus import available_cpus
 from recognition.data.dataset import RecordDataset, open_dataset
 from recognition.data.loader import Loader, make_loader
@@ -22,6 +22,7 @@ from recognition.distributed import Ranks
 from recognition.errors import SettingsError
 from recognition.guard import Guard
 from recognition.heads.sharded import ShardedHead
+from recognition.limits import batch_mistakes
 from recognition.log import logger
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer

@@ -16,7 +16,7 @@ LAYERS = [
          "recognition/memory.py", "recognition/momentum.py", "recognition/batch_statistics.py",
          "recognition/micro_batches.py", "recognition/guard.py", "recognition/replicas.py",
          "recognition/bad_steps.py", "recognition/stopping.py"]),
-    (3, ["recognition/config.py"]),
+    (3, ["recognition/config.py", "recognition/limits.py", "recognition/setting_text.py"]),
     (5, ["recognition/train.py", "recognition/assembly.py", "recognition/state.py", "recognition/agent.py",
          "recognition/cause.py", "recognition/launch.py", "recognition/compare.py", "recognition/finish.py", "tools",
          "configs", "benchmarks"]),
