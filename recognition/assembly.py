@@ -26,6 +26,7 @@ from recognition.limits import batch_mistakes
 from recognition.log import logger
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
+from recognition.phases import Phases
 from recognition.schedule import learning_rates
 
 
@@ -51,6 +52,7 @@ class Run:
     momentum: MomentumBackbone | None
     guard: Guard
     bad_steps: BadSteps = field(default_factory=BadSteps)
+    phases: Phases = field(default_factory=Phases)
     step: int = 0
     best: float = -1.0
     scores: list[dict[str, Any]] = field(default_factory=list)

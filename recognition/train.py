@@ -153,17 +153,25 @@ def train_step(run: Run, batch: Batch, lr: float) -> StepFigures:
     """One optimiser step on all ranks."""
     seed_step(run)
     image, count = normalise(batch.image), run.config.micro_batches
+    phase = run.phases
     parts = MicroBatches(image, count, run.replica, run.product_dtype, partial(seed_step, run))
     statistics = run.statistics.remember()
-    momentum_embedding = parts.through(run.momentum) if run.momentum else None
-    embedding = parts.embed(run.statistics)
-    result = run.head.step(embedding, batch.label, run.step, lr)
-    parts.back_propagate(result.embedding_gradient * run.optimizer.scale)
-    gradient_norm, taken = run.optimizer.step(lr, result.finite)
-    run.statistics.settle(statistics, result.finite)
-    if run.momentum:
-        run.momentum.update(taken)
-    run.head.remember(result, momentum_embedding, run.step, taken)
+    with phase("momentum forward"):
+        momentum_embedding = parts.through(run.momentum) if run.momentum else None
+    with phase("backbone forward"):
+        embedding = parts.embed(run.statistics)
+    with phase("head"):
+        result = run.head.step(embedding, batch.label, run.step, lr)
+    with phase("backward"):
+        parts.back_propagate(result.embedding_gradient * run.optimizer.scale)
+    with phase("optimizer"):
+        gradient_norm, taken = run.optimizer.step(lr, result.finite)
+        run.statistics.settle(statistics, result.finite)
+    with phase("momentum update"):
+        if run.momentum:
+            run.momentum.update(taken)
+    with phase("memory write"):
+        run.head.remember(result, momentum_embedding, run.step, taken)
     run.step += 1
     # An overflow of the scaled backward is no fault: the scale is looking for its level.
     bad = ~(result.finite if run.optimizer.scaled else taken)

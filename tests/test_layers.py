@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # First match counts; a folder stands for all of its files.
 LAYERS = [
-    (0, ["recognition/errors.py", "recognition/cpus.py", "recognition/progress.py"]),
+    (0, ["recognition/errors.py", "recognition/cpus.py", "recognition/phases.py", "recognition/progress.py"]),
     (1, ["recognition/distributed.py", "recognition/schedule.py", "recognition/streams.py", "recognition/vectors.py",
          "recognition/heads/margins",
          "recognition/data/recordio.py", "eval/metrics", "eval/safe_pickle.py"]),
