@@ -13,6 +13,6 @@ PHASES = ("momentum forward", "backbone forward", "head", "backward", "optimizer
 class Phases:
     """`with phases(name):` around each of PHASES, in train_step; subclasses measure."""
 
-    def __call__(self, name: str) -> contextlib.AbstractContextManager:  # noqa: ARG002 (subclasses use it)
+    def __call__(self, name: str) -> contextlib.AbstractContextManager:
         """A context around the part `name` of a step."""
         return contextlib.nullcontext()
