@@ -103,9 +103,9 @@ def gather_rows(x: Tensor, ranks: Ranks) -> Tensor:
     """Concatenate every rank's [b, …] to [R·b, …], the same on all ranks. All ranks hold the same b."""
     if ranks.group is None:
         return x
-    ranks.progress.exchange("gather_rows")
     x = x.contiguous()
     gathered = x.new_empty((ranks.world_size * x.shape[0], *x.shape[1:]))
+    ranks.progress.exchange("gather_rows", gathered.nbytes)
     _all_gather(gathered, x, group=ranks.group)
     return gathered
 
@@ -116,7 +116,7 @@ def reduce_scatter_rows(x: Tensor, ranks: Ranks) -> Tensor:
         return x
     if x.shape[0] % ranks.world_size:
         raise ValueError(f"{x.shape[0]} rows do not divide over {ranks.world_size} ranks")
-    ranks.progress.exchange("reduce_scatter_rows")
+    ranks.progress.exchange("reduce_scatter_rows", x.nbytes)
     own = x.new_empty((x.shape[0] // ranks.world_size, *x.shape[1:]))
     _reduce_scatter(own, x.contiguous(), group=ranks.group)
     return own
@@ -136,7 +136,7 @@ def gather_uneven_rows(x: Tensor, ranks: Ranks) -> Tensor:
 def sum_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
     """Sum x over ranks, in place, and return it: the same on all ranks."""
     if ranks.group is not None:
-        ranks.progress.exchange("sum_over_ranks")
+        ranks.progress.exchange("sum_over_ranks", x.nbytes)
         dist.all_reduce(x, dist.ReduceOp.SUM, group=ranks.group)
     return x
 
@@ -144,7 +144,7 @@ def sum_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
 def max_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
     """Largest x over ranks, elementwise and in place, and return it: the same on all ranks."""
     if ranks.group is not None:
-        ranks.progress.exchange("max_over_ranks")
+        ranks.progress.exchange("max_over_ranks", x.nbytes)
         dist.all_reduce(x, dist.ReduceOp.MAX, group=ranks.group)
     return x
 
@@ -153,7 +153,7 @@ def max_over_ranks_later(x: Tensor, ranks: Ranks) -> dist.Work | None:
     """Begin `max_over_ranks`; x holds the result after `.wait()` of what is returned (None: it does already)."""
     if ranks.group is None:
         return None
-    ranks.progress.exchange("max_over_ranks_later")
+    ranks.progress.exchange("max_over_ranks_later", x.nbytes)
     return dist.all_reduce(x, dist.ReduceOp.MAX, group=ranks.group, async_op=True)
 
 
@@ -197,7 +197,7 @@ def without_exchange(replica: nn.Module) -> contextlib.AbstractContextManager:
 
 
 def _sum_hook(ranks: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    ranks.progress.exchange("sum of gradients")
+    ranks.progress.exchange("sum of gradients", bucket.buffer().nbytes)
     work = dist.all_reduce(bucket.buffer(), group=ranks.group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 

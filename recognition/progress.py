@@ -44,8 +44,12 @@ class Progress:
         self.doing = doing
         self._write(doing)
 
-    def exchange(self, name: str) -> None:
-        """Begin a collective, which ends when every rank came."""
+    def exchange(self, name: str, num_bytes: int = 0) -> None:
+        """Begin a collective, which ends when every rank came.
+
+        num_bytes: of its whole tensor, the gathered one, or the one that is reduced; noted by those who count
+        (benchmarks/scaling.py), not here.
+        """
         self.exchanges += 1
         self._write(f"{name} ({self.doing})")
 
