@@ -1,6 +1,5 @@
 """tools/rec_builder.py: build, verify and inspect, on pictures made here and on the real ones."""
 
-import json
 import math
 import os
 import struct
@@ -9,47 +8,19 @@ import sys
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
 from recognition.data.recordio import FLOAT32_WHOLE, RecordWriter, pack_record, read_index, write_index
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError
-from tools import rec_builder
+from tests.tools.rec_runs import facts, picture, run, write_source
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(number, side=32):
-    generator = np.random.default_rng(number)
-    return cv2.resize(generator.integers(0, 256, (4, 4, 3), np.uint8), (side, side), interpolation=cv2.INTER_CUBIC)
-
-
 @pytest.fixture
 def source(tmp_path):
-    """Three identities: 3, 2 and 2 pictures of 32×32, one of them PNG, one greyscale, and things to leave aside."""
-    files = ["b/1.jpg", "b/2.JPG", "b/3.png", "a/x.jpeg", "a/y.jpg", "ça va/1.jpg", "ça va/2.jpg"]
-    for number, file in enumerate(files):
-        path = tmp_path / "source" / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = picture(number)
-        ok, encoded = cv2.imencode(path.suffix.lower(), image[..., 0] if file == "a/y.jpg" else image)
-        assert ok
-        path.write_bytes(encoded.tobytes())
-    (tmp_path / "source" / "README.txt").write_text("about")
-    (tmp_path / "source" / "a" / "Thumbs.db").write_text("x")
-    (tmp_path / "source" / "a" / ".DS_Store").write_text("x")
-    return tmp_path / "source"
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
-
-
-def facts(capsys, *arguments, status=0):
-    capsys.readouterr()
-    assert run(*arguments, "--json") == status
-    return json.loads(capsys.readouterr().out)
+    return write_source(tmp_path / "source", 32)
 
 
 def files_of(folder):
@@ -103,7 +74,7 @@ def test_verify_finds_every_cut(built, capsys):
 
 
 def test_verify_names_truncated_pictures_and_wrong_sizes(tmp_path, capsys):
-    jpeg = cv2.imencode(".jpg", picture(0))[1].tobytes()
+    jpeg = cv2.imencode(".jpg", picture(0, 32))[1].tobytes()
     large = cv2.imencode(".jpg", picture(0, side=40))[1].tobytes()
     with ShardWriter(tmp_path / "train.rec") as writer:
         for image in (jpeg, jpeg[:-30], b"GIF89a", large):
@@ -117,7 +88,7 @@ def test_verify_names_truncated_pictures_and_wrong_sizes(tmp_path, capsys):
 
 
 def test_verify_names_payloads_that_are_no_image_records(tmp_path, capsys):
-    payloads = [pack_record(0, 0, b""), b"short", pack_record(0, 2, cv2.imencode(".png", picture(0))[1].tobytes())]
+    payloads = [pack_record(0, 0, b""), b"short", pack_record(0, 2, cv2.imencode(".png", picture(0, 32))[1].tobytes())]
     with RecordWriter(tmp_path / "train.rec") as writer:
         write_index(tmp_path / "train.idx", range(3), [writer.write(payload) for payload in payloads])
     assert [(record, reason) for _, record, _, reason in reasons(capsys, tmp_path)] == [
@@ -173,7 +144,7 @@ def test_identity_records_among_images(built, capsys):
 
 
 def test_large_labels_verify(tmp_path, capsys):
-    jpeg = cv2.imencode(".jpg", picture(0))[1].tobytes()
+    jpeg = cv2.imencode(".jpg", picture(0, 32))[1].tobytes()
     with ShardWriter(tmp_path / "train.rec", label_base=FLOAT32_WHOLE) as writer:
         for label in (0, FLOAT32_WHOLE + 1, FLOAT32_WHOLE + 1):
             writer.add(label, jpeg, "name")

@@ -15,7 +15,7 @@ from recognition.data.image_file import decode_rgb
 from recognition.data.recordio import FLOAT32_WHOLE
 from recognition.data.sample_map import MAP_NAME
 from recognition.errors import DataError, SettingsError
-from tools import rec_builder
+from tests.tools.rec_runs import facts, picture, run, write_source
 from tools.records import workers
 from tools.records.set_writer import SetWriter, ShardSettings
 
@@ -24,36 +24,9 @@ ROOT = Path(__file__).resolve().parents[3]
 SET_FILES = ["labels.tsv", "property", "train.crc", "train.idx", "train.lst", "train.rec"]
 
 
-def picture(number, side=112):
-    generator = np.random.default_rng(number)
-    return cv2.resize(generator.integers(0, 256, (4, 4, 3), np.uint8), (side, side), interpolation=cv2.INTER_CUBIC)
-
-
 @pytest.fixture
 def source(tmp_path):
-    """Three identities: 3, 2 and 2 pictures of 112×112, one of them PNG, one greyscale, and things to leave aside."""
-    files = ["b/1.jpg", "b/2.JPG", "b/3.png", "a/x.jpeg", "a/y.jpg", "ça va/1.jpg", "ça va/2.jpg"]
-    for number, file in enumerate(files):
-        path = tmp_path / "source" / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = picture(number)
-        ok, encoded = cv2.imencode(path.suffix.lower(), image[..., 0] if file == "a/y.jpg" else image)
-        assert ok
-        path.write_bytes(encoded.tobytes())
-    (tmp_path / "source" / "README.txt").write_text("about")
-    (tmp_path / "source" / "a" / "Thumbs.db").write_text("x")
-    (tmp_path / "source" / "a" / ".DS_Store").write_text("x")
-    return tmp_path / "source"
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
-
-
-def facts(capsys, *arguments, status=0):
-    capsys.readouterr()
-    assert run(*arguments, "--json") == status
-    return json.loads(capsys.readouterr().out)
+    return write_source(tmp_path / "source", 112)
 
 
 def files_of(folder):
@@ -213,7 +186,7 @@ def test_options_out_of_range_end_with_status_2(source, tmp_path, option, capsys
 
 
 def test_pictures_of_another_size_are_left_out_or_stop_the_build(source, tmp_path, capsys):
-    cv2.imwrite(str(source / "b" / "9.png"), picture(9)[:40, :40])
+    cv2.imwrite(str(source / "b" / "9.png"), picture(9, 112)[:40, :40])
     report = facts(capsys, "build", source, tmp_path / "set")
     assert report["unreadable"] == [{"path": "b/9.png", "reason": "40×40 pixels; expected 112×112"}]
     assert report["images"] == 7
@@ -231,7 +204,7 @@ def test_pictures_of_another_size_are_left_out_or_stop_the_build(source, tmp_pat
 
 def test_keep_encoding_loses_nothing(source, tmp_path, capsys):
     for number, suffix in enumerate((".webp", ".bmp")):
-        cv2.imwrite(str(source / "b" / f"7{suffix}"), picture(20 + number))
+        cv2.imwrite(str(source / "b" / f"7{suffix}"), picture(20 + number, 112))
     report = facts(capsys, "build", source, tmp_path / "anew")
     assert (report["copied"], report["encoded"]) == (6, {"bmp": 1, "png": 1, "webp": 1})
     report = facts(capsys, "build", source, tmp_path / "set", "--keep-encoding")
@@ -247,7 +220,7 @@ def test_a_bomb_and_a_cmyk_jpeg(source, tmp_path, capsys):
     data[16:24] = (30000).to_bytes(4, "big") * 2
     (source / "b/3.png").write_bytes(data)
     pillow = pytest.importorskip("PIL.Image")
-    pillow.fromarray(picture(3)).convert("CMYK").save(source / "b" / "cmyk.jpg")
+    pillow.fromarray(picture(3, 112)).convert("CMYK").save(source / "b" / "cmyk.jpg")
     report = facts(capsys, "build", source, tmp_path / "set")
     assert [fault["path"] for fault in report["unreadable"]] == ["b/3.png"]
     assert "30000×30000 pixels" in report["unreadable"][0]["reason"]
@@ -278,7 +251,7 @@ def test_natural_order_and_minimum(source, tmp_path, capsys):
 def test_folders_that_are_numbers_keep_them_as_labels(tmp_path, capsys):
     for number in range(12):
         (tmp_path / "source" / str(number)).mkdir(parents=True)
-        cv2.imwrite(str(tmp_path / "source" / str(number) / "x.jpg"), picture(number))
+        cv2.imwrite(str(tmp_path / "source" / str(number) / "x.jpg"), picture(number, 112))
     report = facts(capsys, "build", tmp_path / "source", tmp_path / "set")
     assert report["labels"] == "kept"
     assert (tmp_path / "set" / "labels.tsv").read_text().splitlines()[-1] == "11\t11"
@@ -286,7 +259,7 @@ def test_folders_that_are_numbers_keep_them_as_labels(tmp_path, capsys):
 
 def test_shards_of_so_many_bytes(source, tmp_path, capsys):
     for number in range(60):
-        cv2.imwrite(str(source / "b" / f"{number:02d}.jpg"), picture(100 + number))
+        cv2.imwrite(str(source / "b" / f"{number:02d}.jpg"), picture(100 + number, 112))
     run("build", source, tmp_path / "one")
     report = facts(capsys, "build", source, tmp_path / "many", "--shard-bytes", "64K")
     sizes = [shard["bytes"] for shard in report["shard_files"]]

@@ -17,7 +17,7 @@ from recognition.data.dataset import open_dataset
 from recognition.data.recordio import FLOAT32_WHOLE
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
-from tools import rec_builder
+from tests.tools.rec_runs import run
 from tools.records.reorder import MAX_BUCKETS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,10 +44,6 @@ def make_set(folder, people, first=0, names=True):
     else:
         (folder / "train.lst").unlink()
     return folder
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
 
 
 def facts(capsys, *arguments):

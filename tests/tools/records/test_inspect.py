@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from recognition.errors import SettingsError
-from tools import rec_builder
+from tests.tools.rec_runs import run
 from tools.records.histogram import images_histogram
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
 
 
 def test_classes_that_double():

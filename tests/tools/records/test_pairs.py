@@ -12,7 +12,7 @@ from eval.pair_list import read_pair_list
 from eval.verification import load_bin
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
-from tools import rec_builder
+from tests.tools.rec_runs import run
 from tools.records.draw_pairs import FOLDS, draw_pairs
 
 
@@ -50,10 +50,6 @@ def record_set(folder, tmp_path):
 def batched(items, size):
     assert len(items) % size == 0
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
 
 
 LIST = "Ann Lee\t1\t4\nÇelik\t7\t3\nAnn Lee\t2\tBob\t1\nBob\t1\tÇelik\t3\n"

@@ -10,11 +10,7 @@ from recognition.data.recordio import MAGIC_BYTES, RecordWriter, pack_record, re
 from recognition.data.sample_map import read_map
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError, SettingsError
-from tools import rec_builder
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
+from tests.tools.rec_runs import run
 
 
 @pytest.fixture

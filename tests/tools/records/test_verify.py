@@ -1,6 +1,5 @@
 """verify: checksums (fault row 5) and `--repair`; what it finds in framing, index and labels is in test_rec_builder."""
 
-import json
 from collections import Counter
 
 import cv2
@@ -12,7 +11,7 @@ from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordReader, read_index, write_index
 from recognition.data.shard_writer import PlainShardWriter, ShardWriter
 from recognition.errors import DataError, SettingsError
-from tools import rec_builder
+from tests.tools.rec_runs import facts, run
 from tools.records.verify import verify
 
 
@@ -39,16 +38,6 @@ def make_set(folder, writer_class):
 def built(request, tmp_path):
     """Six pictures of three people, as a set in either layout."""
     return make_set(tmp_path / "set", request.param)
-
-
-def run(*arguments):
-    return rec_builder.main([str(argument) for argument in arguments])
-
-
-def facts(capsys, *arguments, status=0):
-    capsys.readouterr()
-    assert run(*arguments, "--json") == status
-    return json.loads(capsys.readouterr().out)
 
 
 def contents(folder):
