@@ -73,6 +73,16 @@ def test_verify_finds_every_cut(built, capsys):
     capsys.readouterr()
 
 
+def test_of_many_entries_outside_the_file_one_is_told(tmp_path, capsys):
+    with ShardWriter(tmp_path / "train.rec") as writer:
+        for number in range(30):
+            writer.add(0, cv2.imencode(".jpg", picture(number, 32))[1].tobytes(), "name")
+    (tmp_path / "property").write_text("1,32,32\n")
+    (tmp_path / "train.rec").write_bytes(b"")
+    outside = [reason for *_, reason in reasons(capsys, tmp_path) if "points outside" in reason]
+    assert outside == ["train.idx points outside the file of 0 bytes; 32 of its 32 entries do"]
+
+
 def test_verify_names_truncated_pictures_and_wrong_sizes(tmp_path, capsys):
     jpeg = cv2.imencode(".jpg", picture(0, 32))[1].tobytes()
     large = cv2.imencode(".jpg", picture(0, side=40))[1].tobytes()

@@ -22,11 +22,15 @@ def draw_pairs(pictures: Sequence[int], pairs: int, seed: int) -> list[Pair]:
     """Pairs of faces of people who have that many pictures each; half of them of one person.
 
     Raises:
-        SettingsError: `pairs` is no multiple of 20, or there are not that many different pairs.
+        SettingsError: `pairs` is no multiple of 20, fewer than two people for each fold, or there are not that many
+            different pairs.
     """
     if pairs < 2 * FOLDS or pairs % (2 * FOLDS):
         raise SettingsError(f"--random {pairs}; expected a multiple of {2 * FOLDS}: {FOLDS} folds, half genuine")
-    people = epoch_order(len(pictures), seed, 0).tolist() if len(pictures) else []
+    if len(pictures) < 2 * FOLDS:
+        raise SettingsError(f"--random {pairs}: pictures of {len(pictures)} people; expected at least {2 * FOLDS}: "
+                            f"{FOLDS} folds have people of their own, and an impostor pair takes two")
+    people = epoch_order(len(pictures), seed, 0).tolist()
     # Whoever has two pictures can be in a genuine pair: dealt out evenly, so that every fold has some.
     people.sort(key=lambda person: pictures[person] < 2)
     drawn: list[Pair] = []

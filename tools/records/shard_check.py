@@ -22,6 +22,7 @@ from tools.records.index_check import check_index
 from tools.records.sums import Sums
 
 _UNSEEN, _IMAGE, _BARE, _DAMAGED = range(4)  # what stands where the index points
+_SHOWN_OUTSIDE = 10  # entries outside the file that are told one by one
 
 
 class ShardCheck:
@@ -56,13 +57,19 @@ class ShardCheck:
                 self.sums.count(number, self._row(offset))
                 self._note(offset, kind, label, faults)
         self.sums.finish(self._damaged)
-        for row in np.flatnonzero(self.kind == _UNSEEN).tolist():
-            if 0 <= self.offsets[row] < self.reader.size:
-                reason = f"{self.index.name} points here, and no whole record begins here"
-            else:
-                reason = f"{self.index.name} points outside the file of {self.reader.size} bytes"
-            self._problem(row, reason)
+        self._check_unseen()
         self._check_layout()
+
+    def _check_unseen(self) -> None:
+        """Entries of the index where the walk met nothing; of many outside the file, as after a cut, one is told."""
+        outside = (self.offsets < 0) | (self.offsets >= self.reader.size)
+        for row in np.flatnonzero((self.kind == _UNSEEN) & ~outside).tolist():
+            self._problem(row, f"{self.index.name} points here, and no whole record begins here")
+        rows = np.flatnonzero((self.kind == _UNSEEN) & outside).tolist()
+        reason = f"{self.index.name} points outside the file of {self.reader.size} bytes"
+        shown = rows if len(rows) <= _SHOWN_OUTSIDE else rows[:1]
+        for row in shown:
+            self._problem(row, reason if shown == rows else f"{reason}; {len(rows)} of its {len(self.keys)} entries do")
 
     def _note(self, offset: int, kind: int, label: int, faults: list[str]) -> None:
         row, number = self._row(offset), self.findings.records
