@@ -5,6 +5,7 @@ and would decode to gigabytes. What comes out is always 8-bit RGB, whatever the 
 16 bits). Proven by tests/recognition/data/test_image_file.py.
 """
 
+import errno
 import struct
 
 import cv2
@@ -12,6 +13,10 @@ import numpy as np
 
 # The largest picture decoded, 36 million pixels (108 MB): above what cameras crop a face from, and a bound on memory.
 MAX_PIXELS = 36_000_000
+# Errors of reading that a picture, or its path, can be blamed for. A disk or server that fails, or too little memory,
+# would leave out pictures that are good. None is of errors that a reader raises by itself.
+OF_THE_PICTURE = (None, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG,
+                  errno.ELOOP)
 
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 _NO_FRAME_MARKERS = (0xC4, 0xC8, 0xCC)  # tables and reserved; the rest of C0–CF are frames
@@ -93,6 +98,13 @@ def decode_rgb(encoded: bytes | memoryview | np.ndarray) -> np.ndarray:
     if image is None:
         raise ImageError(f"the image ({width}×{height} pixels by its header) is cut or damaged and does not decode")
     return image
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """The whole picture uint8 [H, W, 3] as [side, side, 3]: area averages where both sides shrink, else bicubic."""
+    shrinks = min(image.shape[:2]) >= side
+    small: np.ndarray = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return small
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

@@ -11,9 +11,9 @@ from typing import Any
 from prettytable import PrettyTable
 
 from recognition.data.align import SIZE
+from recognition.data.face_detector import MIN_SCORE
 from tools.records import build
 from tools.records.common_options import add_common, report, share, whole
-from tools.records.face_detector import MIN_SCORE
 from tools.records.prepare import DEFAULT_QUALITY, PictureSettings
 from tools.records.set_writer import ShardSettings
 

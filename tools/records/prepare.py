@@ -5,27 +5,21 @@ byte unless asked otherwise; other formats are encoded as JPEG, or copied with `
 read by both loaders). Aligned and resized pictures are always encoded. Proven by tests/tools/records/test_build.py.
 """
 
-import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from recognition.data.align import SIZE, align_face
-from recognition.data.image_file import ImageError, decode_rgb, encode_jpeg, is_jpeg
+from recognition.data.face_detector import MIN_SCORE, FaceDetector
+from recognition.data.image_file import OF_THE_PICTURE, ImageError, decode_rgb, encode_jpeg, is_jpeg, resized
 from recognition.errors import DataError
-from tools.records.face_detector import MIN_SCORE, FaceDetector
 from tools.records.sources.source import Reader
 
 DEFAULT_QUALITY = 95  # of images that must be encoded: the loss is invisible to the eye and to a network
 UNREADABLE, WITHOUT_FACE = "unreadable", "without_face"
-# What a picture, or its path, can be blamed for. A disk or server that fails, or too little memory, would leave out
-# pictures that are good. None is of errors that a reader raises by itself.
-_OF_THE_PICTURE = (None, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG,
-                   errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Preparer:
             encoded = self.reader.read(task.name, task.place)
             image = decode_rgb(encoded)
         except OSError as error:
-            if error.errno not in _OF_THE_PICTURE:
+            if error.errno not in OF_THE_PICTURE:
                 raise DataError(f"{task.name}: {error.strerror}: reading failed, which says nothing about the picture; "
                                 "the same command goes on") from error
             return Prepared(kind=UNREADABLE, fault=error.strerror or str(error))
@@ -102,7 +96,7 @@ class Preparer:
             if not settings.resize:
                 size = f"{image.shape[1]}×{image.shape[0]} pixels; expected {settings.size}×{settings.size}"
                 return Prepared(kind=UNREADABLE, fault=size)
-            image, anew = _resized(image, settings.size), True
+            image, anew = resized(image, settings.size), True
         was = _format(encoded) if anew else ""
         try:
             encoded = encode_jpeg(image, settings.quality or DEFAULT_QUALITY) if anew else encoded
@@ -111,12 +105,6 @@ class Preparer:
         digest = hashlib.blake2b(encoded, digest_size=8).digest()
         found = (face.landmarks, face.score) if face else (None, 0.0)
         return Prepared(encoded, digest, was, "", "", *found)
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    shrinks = min(image.shape[:2]) >= size
-    resized: np.ndarray = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return resized
 
 
 def _format(encoded: bytes) -> str:

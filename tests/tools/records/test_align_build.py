@@ -9,11 +9,11 @@ import pytest
 
 from recognition.data.align import align_face
 from recognition.data.dataset import open_dataset
+from recognition.data.face_detector import FaceDetector
 from recognition.data.image_file import decode_rgb, encode_jpeg
 from recognition.errors import DataError, SettingsError
 from tools import rec_builder
 from tools.records import workers
-from tools.records.face_detector import FaceDetector
 
 
 def built(source, out, *options):
