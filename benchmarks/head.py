@@ -23,7 +23,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,29 @@ def random_centers(seed: int, start: int, stop: int, size: int, device: torch.de
     return torch.empty(stop - start, size, device=device).normal_(0, 0.01)
 
 
+@contextmanager
+def quick_centers(make: Callable[..., Tensor] = random_centers) -> Iterator[None]:
+    """Heads that are built in this context start from `make`'s centres instead of their own."""
+    with ExitStack() as patches:
+        for module in [m for name, m in sys.modules.items() if name.startswith("recognition.heads.")]:
+            if hasattr(module, "initial_centers"):
+                patches.enter_context(mock.patch.object(module, "initial_centers", make))
+        yield
+
+
+def share(state: dict[str, Tensor], shared: dict[str, Tensor]) -> None:
+    """Let a head's state use the shared tensors, and share what nobody had before; every class in a memory is fresh."""
+    for name, tensor in state.items():
+        if name in shared and (tensor.shape, tensor.dtype) == (shared[name].shape, shared[name].dtype):
+            tensor.set_(shared[name])  # type: ignore[call-overload]
+        elif name == "memory":
+            tensor.normal_(0, tensor.shape[-1] ** -0.5)
+        elif name == "stamp":
+            tensor.zero_()
+        if name in ("weight", "velocity", "memory", "stamp"):
+            shared.setdefault(name, tensor)
+
+
 def sharded_head(
     variant: Variant, problem: Problem, embedding: Tensor, label: Tensor, shared: dict[str, Tensor]
 ) -> Contestant:
@@ -188,22 +211,11 @@ def sharded_head(
     if variant.tile_mib is not None:
         budget: dict[str, Any] = {"tile_bytes": int(variant.tile_mib * MIB)}
         settings = dataclasses.replace(settings, **budget)
-    with ExitStack() as patches:
-        for module in [m for name, m in sys.modules.items() if name.startswith("recognition.heads.")]:
-            if hasattr(module, "initial_centers"):
-                patches.enter_context(mock.patch.object(module, "initial_centers", random_centers))
+    with quick_centers():
         head = sharded.ShardedHead(settings, problem.classes, problem.size, Ranks(device=embedding.device),
                                    product_dtype=getattr(torch, problem.product))
     state = head.state()
-    for name, tensor in state.items():
-        if name in shared and (tensor.shape, tensor.dtype) == (shared[name].shape, shared[name].dtype):
-            tensor.set_(shared[name])  # type: ignore[call-overload]
-        elif name == "memory":
-            tensor.normal_(0, problem.size**-0.5)
-        elif name == "stamp":
-            tensor.zero_()
-        if name in ("weight", "velocity", "memory", "stamp"):
-            shared.setdefault(name, tensor)
+    share(state, shared)
     count = itertools.count(1)
 
     def step() -> None:

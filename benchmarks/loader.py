@@ -82,8 +82,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """A set of `count` JPEGs of smooth shapes with texture."""
+def write_pictures(folder: Path, count: int, labels: Sequence[int] = range(100)) -> None:
+    """A set of `count` JPEGs of smooth shapes with texture; labels: of the pictures, in turns."""
     rng = np.random.default_rng(0)
     side = (IMAGE_SIDE, IMAGE_SIDE)
     with RecordWriter(folder / "train.rec") as writer:
@@ -93,7 +93,7 @@ def write_pictures(folder: Path, count: int) -> None:
             texture = rng.integers(0, 16, (IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
             image = cv2.add(image, np.repeat(texture, 3, axis=2))
             encoded = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
-            offsets.append(writer.write(pack_record(float(number % 100), number, encoded)))
+            offsets.append(writer.write(pack_record(float(labels[number % len(labels)]), number, encoded)))
     write_index(folder / "train.idx", np.arange(count), np.array(offsets))
 
 

@@ -110,10 +110,7 @@ class PartialFC:
         embedding: [b, d].  label: [b] int64 in [0, C).  lr: learning rate of the centres.
         """
         embedding = embedding.detach().requires_grad_()
-        label = gather_rows(label, self.ranks) - self.start
-        row = torch.where((label >= 0) & (label < len(self.weight)))[0]
-        weight, column, index = self._rows(label[row])
-        loss = self._cross_entropy(self._cosine(embedding, weight), row, column)
+        loss, weight, index = self.loss(embedding, label)
         loss.backward()
         self.sgd.param_groups[0]["lr"] = lr
         self.sgd.step()
@@ -124,6 +121,17 @@ class PartialFC:
                 self.momentum[index] = self.sgd.state[weight]["momentum_buffer"]
         assert embedding.grad is not None
         return loss.detach(), embedding.grad
+
+    def loss(self, embedding: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss over the global batch with its graph; the rows of weight that it used and where they come from."""
+        label = self.gather(label) - self.start
+        row = torch.where((label >= 0) & (label < len(self.weight)))[0]
+        weight, column, index = self._rows(label[row])
+        return self._cross_entropy(self._cosine(embedding, weight), row, column), weight, index
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of all ranks, [b, …] → [B, …]; backward, their gradients' sum over ranks goes back to them."""
+        return _Gather.apply(x, self.ranks)
 
     def _train(self, parameter: Tensor, momentum: Tensor) -> None:
         """Make `parameter` what SGD updates."""
@@ -148,7 +156,7 @@ class PartialFC:
 
     def _cosine(self, embedding: Tensor, weight: Tensor) -> Tensor:
         """Cosines [B, k] float32 of the global batch."""
-        x = _Gather.apply(embedding, self.ranks)
+        x = self.gather(embedding)
         half = self.product_dtype != torch.float32
         with torch.autocast(x.device.type, dtype=self.product_dtype if half else None, enabled=half):
             cosine = F.linear(F.normalize(x), F.normalize(weight))

@@ -8,7 +8,7 @@ Proven by tests/benchmarks/test_loader_benchmark.py.
 import io
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ _FRAME, _HEADER = 8, struct.Struct("<IfQQ")
 class RecordImages(Dataset[tuple[Tensor, int]]):
     """Images float32 [3, 112, 112] and labels of one .rec file whose records are all images.
 
-    decoder: opencv or pillow.
+    decoder: opencv or pillow.  offsets: of the records that are images, where the file holds others too.
     """
 
-    def __init__(self, record: Path, decoder: str) -> None:
-        lines = record.with_suffix(".idx").read_text().splitlines()
-        self.offsets = {number: int(line.split("\t")[1]) for number, line in enumerate(lines)}
+    def __init__(self, record: Path, decoder: str, offsets: Sequence[int] | None = None) -> None:
+        if offsets is None:
+            offsets = [int(line.split("\t")[1]) for line in record.with_suffix(".idx").read_text().splitlines()]
+        self.offsets = dict(enumerate(offsets))
         self.record, self.decode = record, {"opencv": _with_opencv, "pillow": _with_pillow}[decoder]
         self.file: Any = None  # opened by each worker
 
@@ -43,6 +44,8 @@ class RecordImages(Dataset[tuple[Tensor, int]]):
         _, word = struct.unpack("<II", self.file.read(_FRAME))
         payload = self.file.read(word & (1 << 29) - 1)
         flag, label, _, _ = _HEADER.unpack_from(payload)
+        if flag:  # several labels, the class first
+            (label,) = struct.unpack_from("<f", payload, _HEADER.size)
         image = self.decode(payload[_HEADER.size + 4 * flag :])
         if random.random() < 0.5:
             image = image[:, ::-1]
@@ -62,12 +65,14 @@ def _with_pillow(encoded: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def batches(record: Path, batch: int, workers: int, decoder: str) -> tuple[Iterator[Any], list[int]]:
+def batches(
+    record: Path, batch: int, workers: int, decoder: str, offsets: Sequence[int] | None = None, pinned: bool = False
+) -> tuple[Iterator[Any], list[int]]:
     """Endless batches (float32 [batch, 3, 112, 112], int64 [batch]) and the processes that make them."""
-    dataset = RecordImages(record, decoder)
+    dataset = RecordImages(record, decoder, offsets)
     loader = DataLoader(
         dataset, batch, sampler=RandomSampler(dataset, replacement=True, num_samples=1 << 40), num_workers=workers,
-        multiprocessing_context="spawn" if workers else None, drop_last=True,
+        multiprocessing_context="spawn" if workers else None, drop_last=True, pin_memory=pinned,
     )
     iterator = iter(loader)
     return iterator, [worker.pid for worker in getattr(iterator, "_workers", [])]
