@@ -1,0 +1,15 @@
+"""WebFace12M-Conflict, IResNet-50, CosFace.
+
+Source:   InsightFace arcface_torch, configs/wf12m_conflict_r50.py.
+Command:  bash run.sh configs/published/wf12m_conflict_r50.py --set data.root=FOLDER
+Cost:     20 epochs, 248,420 steps of 1,024 images (8 × 128 there). Not run here.
+Expected: MFR-All / IJB-C 1e-4 / 1e-5 79.93 / 95.30 / 91.56.
+"""
+
+from recognition.config import Config
+from recognition.recipes import linear
+
+
+def config() -> Config:
+    """The run's settings; data.root may be given."""
+    return linear(__file__, "webface12m_conflict", "iresnet50", warmup_epochs=2)

@@ -1,0 +1,15 @@
+"""WebFace12M, IResNet-100, CosFace, 0.05 of the classes a step.
+
+Source:   InsightFace arcface_torch, configs/wf12m_pfc02_r100.py; with the rate of its table.
+Command:  bash run.sh configs/published/wf12m_pfc005_r100.py --set data.root=FOLDER
+Cost:     20 epochs, 248,420 steps of 1,024 images (8 × 128 there). Not run here.
+Expected: MFR-All / IJB-C 1e-4 / 1e-5 94.05 / 97.51 / 95.75.
+"""
+
+from recognition.config import Config
+from recognition.recipes import linear
+
+
+def config() -> Config:
+    """The run's settings; data.root may be given."""
+    return linear(__file__, "webface12m", "iresnet100", sample_rate=0.05)
