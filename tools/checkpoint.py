@@ -1,10 +1,11 @@
-"""Look into the checkpoints of a run, check them, cut them anew, and take the backbone out of one.
+"""Look into the checkpoints of a run, check them, cut them anew, take the backbone out of one, make one of others'.
 
     python tools/checkpoint.py list PATH                     step, size, score, and whether each verifies
     python tools/checkpoint.py verify PATH                   every byte of each; status 4 when one is not good
     python tools/checkpoint.py inspect PATH                  tensors, files, settings
     python tools/checkpoint.py reshard PATH OUT --ranks N    the same save with N row files, in the folder OUT
     python tools/checkpoint.py extract-backbone PATH OUT.pt  a model file that evaluation and export read
+    python tools/checkpoint.py import FOLDER OUT --network r50   arcface_torch's checkpoint_gpu_*.pt as a save, in OUT
 
 PATH is a run's folder, its folder of checkpoints, or one save; the verbs that want one save take the newest good one.
 Each prints JSON instead with `--json`, or writes it with `--json FILE`. Nothing in a checkpoint is executed.
@@ -35,6 +36,7 @@ from recognition.checkpoint.writing import Writing
 from recognition.distributed import Ranks
 from recognition.errors import CheckpointError, SettingsError, run_command
 from recognition.heads.centers import shard_range
+from tools.import_checkpoint import import_checkpoint
 from tools.records.common_options import add_common, report
 
 CLASSES_AT_ONCE = 1 << 16
@@ -51,10 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="checkpoint.py", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, function: Any, help: str, path: str = "a run's folder, its checkpoints, or one save"
+    ) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help)
         added.set_defaults(verb=function)
-        added.add_argument("path", type=Path, metavar="PATH", help="a run's folder, its checkpoints, or one save")
+        added.add_argument("path", type=Path, metavar="PATH", help=path)
         add_common(added, threads=False)
         return added
 
@@ -67,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("extract-backbone", _extract, "write the backbone of a save as a model file")
     added.add_argument("out", type=Path, metavar="OUT.pt", help="the model file to write")
     added.add_argument("--momentum", action="store_true", help="the momentum backbone instead")
+    added = verb("import", _import, "make a save of arcface_torch's checkpoint_gpu_*.pt, for start.checkpoint",
+                 "the folder with these files, its config.output")
+    added.add_argument("out", type=Path, metavar="OUT", help="folder in which the save's own folder is made")
+    added.add_argument("--network", required=True, metavar="NAME", help="its config.network, or the name here")
     return parser
 
 
@@ -195,6 +203,17 @@ def extract_backbone(saved: Saved, out: Path, part: str) -> None:
     module = module_with(saved.folder / checkpoint.REPLICATED, weights, settings)
     info = {"run": of_run.get("name"), "step": saved.step, "part": part, "scores": saved.state.get("scores", [])}
     save_model(out, module, settings, info)
+
+
+def _import(options: argparse.Namespace) -> int:
+    written = import_checkpoint(options.path, options.out, options.network)
+    saved = checkpoint.read(written)
+    facts = {"from": str(options.path), "to": str(written), "step": saved.step, "classes": saved.num_classes,
+             "row_files": len(saved.row_files)}
+    text = (f"{options.path} → {written}: step {saved.step}, {saved.num_classes} classes without names\n"
+            f"bash run.sh CONFIG --set start.checkpoint={written} start.match=number")
+    report(facts, text, options.json)
+    return 0
 
 
 if __name__ == "__main__":

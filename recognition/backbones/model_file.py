@@ -107,8 +107,8 @@ def load_model(
     CheckpointError when the file is missing, damaged, hostile, or not that backbone.
     """
     path = Path(path)
-    content = _read(path)
-    if _is_weights(content):
+    content = read_checked(path)
+    if is_state_dict(content):
         return module_with(path, content, settings := _bare_settings(path, content, backbone)), settings, {}
     weights, settings, info = _parts(path, content)
     if backbone is not None and backbone not in (settings, settings.name):
@@ -138,7 +138,7 @@ def _bare_key(key: str) -> str:
     return key
 
 
-def _is_weights(content: Mapping[Any, Any]) -> bool:
+def is_state_dict(content: Mapping[Any, Any]) -> bool:
     """Whether this is a state dict: text to tensor, not empty."""
     return bool(content) and all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
@@ -161,8 +161,11 @@ def _plain(value: Any, where: str, seen: list[int]) -> Any:
     raise ValueError(f"{where}: expected plain values, got {type(value).__name__}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The dict in the file, after all checks of its container. Tensors are views of the mapped file."""
+def read_checked(path: Path) -> dict[str, Any]:
+    """The dict in a file of torch.save, after all checks of its container. Tensors are views of the mapped file.
+
+    What the dict holds is not checked: a tensor may claim more elements than the file has, by strides of 0.
+    """
     try:
         _check_container(path)
         # Mapped storages cannot be resized: a tensor that claims more than the file holds is refused, not allocated.
@@ -236,7 +239,7 @@ def _parts(path: Path, content: dict[str, Any]) -> tuple[dict[str, torch.Tensor]
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {str(content.get('format'))[:40]!r}")
     weights, fields, info = content.get("state_dict"), content.get("backbone"), content.get("info")
-    if not isinstance(weights, dict) or not _is_weights(weights):
+    if not isinstance(weights, dict) or not is_state_dict(weights):
         raise CheckpointError(f"{path}: state_dict: expected a dict of tensors")
     if not isinstance(fields, dict) or not isinstance(info, dict):
         raise CheckpointError(f"{path}: expected the dicts 'backbone' and 'info'")
