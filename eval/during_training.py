@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.verification import embed_with_mirror, load_bin, reduce_to, score
+from eval import metrics
+from eval.verification import embed_with_mirror, load_bin, reduce_to, score, squared_distances
 from recognition.data.batch import normalise
 from recognition.distributed import Ranks, gather_uneven_rows, max_over_ranks
 
@@ -20,12 +21,16 @@ IMAGES_AT_ONCE = 64
 
 
 class Verifier:
-    """Scores a backbone on verification sets, with images already in memory."""
+    """Scores a backbone on verification sets, with images already in memory.
+
+    curves: of the last scores, on rank 0: set (and side) → FAR and TAR, [P] each, of sets with pairs of both kinds.
+    """
 
     def __init__(self, sets: Sequence[Path], degrade: Sequence[int], ranks: Ranks) -> None:
         self.ranks = ranks
         self._width = 0
         self._shares: list[tuple[str, int | None, np.ndarray, np.ndarray]] = []
+        self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for path in sets:
             pairs = load_bin(path)
             bounds = [len(pairs.images) * r // ranks.world_size for r in (ranks.rank, ranks.rank + 1)]
@@ -59,12 +64,23 @@ class Verifier:
         results: list[dict[str, Any]] = []
         for name, side, images, issame in self._shares:
             sums, norms = embed_with_mirror(embed, images)
+        self.curves = {}
             if max_over_ranks(torch.tensor([stopping()], dtype=torch.int32, device=device), self.ranks).item():
                 break
-            results.append(score(self._all(sums), self._all(norms), issame, name, side))
+            whole = self._all(sums)
+            results.append(score(whole, self._all(norms), issame, name, side))
+            if self.ranks.is_first and issame.any() and not issame.all():
+                self.curves[f"{name}_{side}" if side else name] = _curve(whole, issame)
         backbone.train(was_training)
         return results if len(results) == len(self._shares) else None
 
     def _all(self, share: np.ndarray) -> np.ndarray:
         rows: Tensor = gather_uneven_rows(torch.from_numpy(share).to(self.ranks.device), self.ranks)
         return rows.cpu().numpy()
+
+
+def _curve(embedding_sum: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """FAR and TAR, [P] each, from none accepted falsely, which stands at the set's finest step, to all accepted."""
+    roc = metrics.roc(-squared_distances(embedding_sum), issame)
+    start = int(np.flatnonzero(roc.fpr == 0)[-1])
+    return roc.fpr[start:].clip(min=1 / np.count_nonzero(~issame)), roc.tpr[start:]

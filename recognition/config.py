@@ -105,10 +105,16 @@ class StartSettings:
 
 @dataclass(frozen=True)
 class LogSettings:
-    """How often a step is logged."""
+    """How often a step is logged, and where besides train.log and metrics.jsonl.
+
+    tensorboard: curves in RUN/tensorboard.  pictures: also, once an epoch, a batch as the network sees it: it shows
+    people.  wandb: project of Weights & Biases that TensorBoard's curves are copied to, without pictures; empty: none.
+    """
 
     every_steps: int = 50
     tensorboard: bool = True
+    pictures: bool = True
+    wandb: str = ""
 
 
 @dataclass(frozen=True)

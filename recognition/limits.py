@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,6 +130,9 @@ def value_mistakes(config: "Config", flat: Mapping[str, Any]) -> list[str]:
         ("checkpoint.keep_every_steps", c.checkpoint.keep_every_steps, lambda v: v >= 0, "0 or more"),
         ("checkpoint.compare_steps", c.checkpoint.compare_steps, lambda v: v >= 0, "0 or more"),
         ("log.every_steps", c.log.every_steps, lambda v: v >= 1, "at least 1"),
+        ("log.wandb", c.log.wandb, lambda v: not v or c.log.tensorboard, "log.tensorboard=true, which it copies"),
+        ("log.wandb", c.log.wandb, lambda v: not v or find_spec("wandb") is not None,
+         "the package wandb: pip install wandb"),
     ]
     problems = [f"{name}: {value!r}; expected {hint}" for name, value, good, hint in rules if not good(value)]
     named = {name for name, *_ in rules}

@@ -1,7 +1,8 @@
 """What a run says: train.log, metrics.jsonl, TensorBoard, and a progress bar or plain lines; rank 0 alone writes.
 
-metrics.jsonl holds one object a logged step with full float precision; those of evaluations carry "verification". A
-run that goes on from a checkpoint first drops the lines of later steps, so that every step stands there once.
+metrics.jsonl holds one object a logged step with full float precision, all figures of recognition/watch.py by their
+names without the group; those of evaluations carry "verification". A run that goes on from a checkpoint first drops the
+lines of later steps, so that every step stands there once. recognition/board.py writes for TensorBoard.
 Proven by tests/recognition/test_log.py.
 """
 
@@ -12,17 +13,27 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from recognition.board import Board, score_name
+from recognition.config import Config
 from recognition.distributed import Ranks, fail_together
 from recognition.errors import CheckpointError, SettingsError
 
 logger = logging.getLogger("recognition")
+
+IN_A_LINE = ("train", "injection")
+"""Groups whose figures stand in train.log's lines; metrics.jsonl and TensorBoard have all."""
+
+_T = TypeVar("_T")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -34,15 +45,16 @@ class _ConsoleHandler(logging.Handler):
 
 
 class RunLog:
-    """The log of one run on one rank; all methods do nothing on the others."""
+    """The log of one run on one rank; on the others nothing is written, and only the clocks run."""
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         """Open train.log in `folder`, which is made; SettingsError on all ranks when rank 0 cannot."""
         self.is_first, self.folder = ranks.is_first, folder
         self._handlers: list[logging.Handler] = []
         self._metrics: TextIO | None = None
-        self._board: Any = None
+        self._board: Board | None = None
         self._bar: tqdm | None = None
+        self._since, self._since_step, self._waited = time.perf_counter(), 0, 0.0
         failure = None
         try:
             if self.is_first:
@@ -59,21 +71,40 @@ class RunLog:
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
 
-    def begin(self, start_step: int, total_steps: int, tensorboard: bool) -> None:
-        """Open the metrics where the run goes on, after `start_step` steps, and the progress bar; or again."""
+    def begin(self, start_step: int, total_steps: int, config: Config) -> None:
+        """Open the metrics where the run goes on, after `start_step` steps, and the progress bar; or again.
+
+        SettingsError where Weights & Biases was asked for and cannot be had.
+        """
+        self.restart_clock(start_step)
         if not self.is_first:
             return
         self._close_parts()
         self._metrics = _continue_lines(self.folder / "metrics.jsonl", start_step).open("a")
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # seconds to import, so only where it is used
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start_step + 1)
+        if config.log.tensorboard:
+            self._board = self._board or Board(self.folder, config)
+            self._board.open(start_step)
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05
         )
-        self._since = time.perf_counter()
-        self._since_step = start_step
+        self.restart_clock(start_step)
+
+    def waiting(self, batches: Iterable[_T]) -> Iterator[_T]:
+        """The batches, with the time noted in which the loop waits for them."""
+        source = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - begin
+            yield batch
+
+    @property
+    def data_wait(self) -> float:
+        """Share of this rank's time, since the clock was restarted, in which the loop waited for a batch."""
+        return min(1.0, self._waited / max(time.perf_counter() - self._since, 1e-9))
 
     def advance(self) -> None:
         """Count one step."""
@@ -81,41 +112,51 @@ class RunLog:
             self._bar.update()
 
     def restart_clock(self, step: int) -> None:
-        """Leave the time until now out of the rate: after an evaluation or a save."""
-        if self.is_first:
-            self._since, self._since_step = time.perf_counter(), step
+        """Leave the time until now out of the rates: after a logged step, an evaluation or a save."""
+        self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
 
-    def steps(self, step: int, epoch: float, batch_size: int, values: dict[str, float]) -> None:
-        """Log the figures of `step` (counted from 1) and the rate since the last logged step."""
+    def steps(
+        self, step: int, epoch: float, batch_size: int, groups: Mapping[str, Mapping[str, float]],
+        norms: Mapping[str, np.ndarray] | None = None, image: Tensor | None = None,
+    ) -> None:
+        """Log the figures of `step` (counted from 1) and the rate since the last logged step.
+
+        groups: group → name → figure (recognition/watch.py).  norms: lengths of embeddings, for histograms.
+        image: this rank's part of the batch, uint8 [b, 112, 112, 3], looked at only where its pictures are due.
+        """
+        rate = (step - self._since_step) * batch_size / max(time.perf_counter() - self._since, 1e-9)
+        self.restart_clock(step)
         if self._bar is None:
             return
-        rate = (step - self._since_step) * batch_size / max(time.perf_counter() - self._since, 1e-9)
-        values = values | {"images_per_second": rate}
-        self.restart_clock(step)
-        self._write({"step": step, "epoch": epoch} | values)
-        for name, value in values.items():
-            if self._board is not None:
-                self._board.add_scalar(f"train/{name}", value, step)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        machine = {"images_per_second": rate, **groups.get("machine", {})}
+        groups = {**groups, "machine": machine}
+        self._write({"step": step, "epoch": epoch} | {k: v for values in groups.values() for k, v in values.items()})
+        if self._board is not None:
+            self._board.step(step, epoch, groups, norms or {}, image)
+        shown = {name: value for group in IN_A_LINE for name, value in groups.get(group, {}).items()}
+        shown["images_per_second"] = rate
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         # With a bar the line goes to train.log alone.
         line = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "step %d/%s  epoch %.2f  %s",
                                  (step, self._bar.total, epoch, text), None)
         for handler in self._handlers if self._bar.disable else self._handlers[:1]:
             handler.handle(line)
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"loss {values['loss']:.3f}  {rate:.0f} img/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {shown['loss']:.3f}  {rate:.0f} img/s", refresh=False)
 
-    def scores(self, step: int, epoch: float, scores: list[dict[str, Any]]) -> None:
-        """Log verification results."""
+    def scores(
+        self, step: int, epoch: float, scores: list[dict[str, Any]],
+        curves: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> None:
+        """Log verification results. curves: FAR and TAR by the names of the sets, [P] each."""
         if not self.is_first:
             return
         self._write({"step": step, "epoch": epoch, "verification": scores})
+        if self._board is not None:
+            self._board.scores(step, scores, curves or {})
         for score in scores:
-            name = score["set"] + (f"_{score['degrade']}" if score["degrade"] else "")
-            if self._board is not None:
-                self._board.add_scalar(f"verification/{name}", score["accuracy"], step)
-            logger.info("step %d  epoch %.2f  %s accuracy %.4f ± %.4f", step, epoch, name, score["accuracy"],
-                        score["accuracy_std"])
+            logger.info("step %d  epoch %.2f  %s accuracy %.4f ± %.4f", step, epoch, score_name(score),
+                        score["accuracy"], score["accuracy_std"])
 
     def _write(self, entry: dict[str, Any]) -> None:
         assert self._metrics is not None
@@ -128,12 +169,14 @@ class RunLog:
     def close(self) -> None:
         """Finish the bar and the files."""
         self._close_parts()
+        if self._board is not None:
+            self._board.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
 
     def _close_parts(self) -> None:
-        for part in (self._bar, self._metrics, self._board):
+        for part in (self._bar, self._metrics):
             if part is not None:
                 part.close()
 

@@ -42,6 +42,7 @@ from recognition.status import read_json, write_status
 from recognition.stopping import StopRequest, end_with_parent, sole_run
 from recognition.streams import torch_seed
 from recognition.warm_start import warm_start
+from recognition.watch import read_step
 from tools.records.names import identity_names
 
 _DROPOUT = 0x64726F706F7574  # keeps this use of the seed apart from others
@@ -51,12 +52,14 @@ class StepFigures(NamedTuple):
     """What a step leaves: scalars on the device.
 
     loss: of the global batch.  bad: its loss or a gradient is not finite; the backbone was not changed, and nothing was
-    where the loss is not finite.
+    where the loss is not finite.  embedding: of the global batch, [B, d].  momentum_embedding: this rank's, [b, d].
     """
 
     loss: Tensor
     gradient_norm: Tensor
     bad: Tensor
+    embedding: Tensor
+    momentum_embedding: Tensor | None
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
@@ -108,7 +111,7 @@ def train(config: Config, ranks: Ranks) -> Run:
         verifier = Verifier(sets, config.evaluation.degrade, ranks)
         with make_saver(run, names) as saver:
             while not run.is_over or run.scored != run.step:
-                log.begin(run.step, len(run.rates), config.log.tensorboard)
+                log.begin(run.step, len(run.rates), config)
                 try:
                     learn(run, log, verifier, saver, stop)
                 except _BackToCheckpoint:
@@ -127,14 +130,14 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
     with contextlib.closing(run.loader.batches(run.step, total)) as batches:  # type: ignore[type-var]
         evaluate_where_due(run, log, verifier, saver, stop)  # a stop may have come before it
         progress.at("loading a batch", run.step)
-        for batch in batches:
+        for batch in log.waiting(batches):
             progress.at("a step", run.step)
             lr = float(run.rates[run.step])
             figures = train_step(run, batch, lr)
             verdict = run.guard.post(run.step, figures.bad, stop.signal, run.ranks.is_first and clock.is_due)
             log.advance()
             if run.step % config.log.every_steps == 0 or run.is_over:
-                log_step(run, log, figures, lr)
+                log_step(run, log, figures, batch, lr)
             count_bad_step(run, verdict)
             evaluate_where_due(run, log, verifier, saver, stop)
             if is_save_due(run) or (verdict and (verdict.save or verdict.stop)):
@@ -175,16 +178,15 @@ def train_step(run: Run, batch: Batch, lr: float) -> StepFigures:
     run.step += 1
     # An overflow of the scaled backward is no fault: the scale is looking for its level.
     bad = ~(result.finite if run.optimizer.scaled else taken)
-    return StepFigures(result.loss, gradient_norm, bad)
+    return StepFigures(result.loss, gradient_norm, bad, result.embedding, momentum_embedding)
 
 
-def log_step(run: Run, log: RunLog, figures: StepFigures, lr: float) -> None:
+def log_step(run: Run, log: RunLog, figures: StepFigures, batch: Batch, lr: float) -> None:
     """Write the figures of this step; the host waits for the device here."""
-    values = {"loss": figures.loss.item(), "lr": lr, "gradient_norm": figures.gradient_norm.item()}
-    values |= run.head.injection_figures(run.step)
+    groups, norms = read_step(run, figures, lr, log.data_wait)
     if met := count_bad_samples(run):
-        values["bad_samples"] = met
-    log.steps(run.step, run.epoch, run.config.batch_size, values)
+        groups["train"]["bad_samples"] = met
+    log.steps(run.step, run.epoch, run.config.batch_size, groups, norms, batch.image)
 
 
 def count_bad_samples(run: Run) -> int:
@@ -258,7 +260,7 @@ def evaluate_where_due(run: Run, log: RunLog, verifier: Verifier, saver: Saver, 
         leave(run, saver, int(max_over_ranks(torch.tensor([stop.signal], device=run.ranks.device), run.ranks)))
     assert scores is not None
     run.scores, run.scored = scores, run.step
-    log.scores(run.step, run.epoch, run.scores)
+    log.scores(run.step, run.epoch, run.scores, verifier.curves)
     keep_best(run)
     log.restart_clock(run.step)
 

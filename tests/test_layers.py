@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # First match counts; a folder stands for all of its files.
 LAYERS = [
-    (0, ["recognition/errors.py", "recognition/cpus.py", "recognition/phases.py", "recognition/progress.py"]),
+    (0, ["recognition/errors.py", "recognition/cpus.py", "recognition/machine.py", "recognition/phases.py",
+         "recognition/progress.py"]),
     (1, ["recognition/distributed.py", "recognition/schedule.py", "recognition/streams.py", "recognition/vectors.py",
          "recognition/heads/margins",
          "recognition/data/recordio.py", "eval/metrics", "eval/safe_pickle.py"]),
@@ -17,7 +18,8 @@ LAYERS = [
          "recognition/micro_batches.py", "recognition/guard.py", "recognition/replicas.py",
          "recognition/bad_steps.py", "recognition/stopping.py"]),
     (3, ["recognition/config.py", "recognition/limits.py", "recognition/setting_text.py"]),
-    (5, ["recognition/train.py", "recognition/assembly.py", "recognition/state.py", "recognition/agent.py",
+    (5, ["recognition/train.py", "recognition/assembly.py", "recognition/watch.py", "recognition/doctor",
+         "recognition/state.py", "recognition/agent.py",
          "recognition/cause.py", "recognition/launch.py", "recognition/compare.py", "recognition/finish.py", "tools",
          "configs", "benchmarks"]),
     (4, ["recognition", "eval"]),

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from recognition.config import Config, LogSettings
 from recognition.distributed import Ranks
 from recognition.errors import SettingsError
 from recognition.log import RunLog, provenance
 
+QUIET = Config(name="run", log=LogSettings(tensorboard=False))
+
 
 def _steps(folder: Path, start: int, stop: int) -> None:
     log = RunLog(folder, Ranks())
-    log.begin(start, 10, tensorboard=False)
+    log.begin(start, 10, QUIET)
     for step in range(start + 1, stop + 1):
         log.advance()
-        log.steps(step, step / 5, 4, {"loss": 1 / 3, "lr": 0.1, "gradient_norm": math.nan if step == 2 else 1.0})
+        figures = {"loss": 1 / 3, "lr": 0.1, "gradient_norm": math.nan if step == 2 else 1.0}
+        log.steps(step, step / 5, 4, {"train": figures, "head": {"margin_t": 0.5}})
     log.close()
 
 
@@ -50,9 +54,9 @@ def test_a_folder_that_cannot_be_made_is_a_settings_error(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     log = RunLog(tmp_path / "run", Ranks(rank=1, world_size=2))
-    log.begin(0, 10, tensorboard=True)
+    log.begin(0, 10, Config(name="run"))
     log.advance()
-    log.steps(1, 0.1, 4, {"loss": 1.0})
+    log.steps(1, 0.1, 4, {"train": {"loss": 1.0}})
     log.close()
     assert not (tmp_path / "run").exists()
     logging.getLogger("recognition").setLevel(logging.INFO)

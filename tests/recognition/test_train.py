@@ -202,7 +202,9 @@ def test_what_a_run_leaves_behind(tmp_path, small_set):
     lines = _metrics(config)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(2, 25, 2))
-    assert steps[0].keys() == {"step", "epoch", "loss", "lr", "gradient_norm", "images_per_second"}
+    norms = {f"embedding_norm_{figure}" for figure in ("mean", "std", "min", "max")}
+    assert steps[0].keys() == {"step", "epoch", "loss", "lr", "gradient_norm", "images_per_second", "data_wait",
+                               "memory_gb"} | norms
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert [line["epoch"] for line in lines if "verification" in line] == [1, 2, 3, 4]
     assert any((folder / "tensorboard").iterdir())
