@@ -159,7 +159,7 @@ VARIANTS: dict[type, dict[str, type]] = {
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
 
 FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.decode",
-                  "data.threads", "data.bad_share", "head.tile_bytes")
+                  "data.threads", "data.bad_share", "head.tile_bytes", "backbone.checkpointing")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
 fingerprint, not by its place. With rows in bf16 other tiles round other rows up: as good, but not the same bits."""
 

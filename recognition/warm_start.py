@@ -8,7 +8,6 @@ class that only the new set has keeps its random start. No rank holds more of th
 Proven by tests/recognition/test_warm_start.py.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recognition.backbones import BackboneSettings
+from recognition.backbones import BackboneSettings, same_weights
 from recognition.backbones.model_file import load_model, module_with
 from recognition.checkpoint import REPLICATED, Saved, open_save
 from recognition.checkpoint.tensor_file import read_tensors
@@ -68,13 +67,13 @@ def warm_start(
 def read_backbone(path: Path, backbone: BackboneSettings) -> nn.Module:
     """The backbone of a model file, of a published state dict, or of a .safetensors file of weights.
 
-    CheckpointError when it is damaged or another backbone than the settings say; dropout, which has no weights, may
-    differ.
+    CheckpointError when it is damaged or another backbone than the settings say; what has no weights, dropout for
+    one, may differ.
     """
     if path.suffix == ".safetensors":
         return module_with(path, read_tensors(path), backbone)
     module, found, _ = load_model(path, backbone.name)
-    if dataclasses.replace(found, dropout=backbone.dropout) != backbone:
+    if not same_weights(found, backbone):
         raise CheckpointError(f"{path}: holds {found}; this run trains {backbone}")
     return module
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from recognition.backbones.parts import full_precision, norm_1d, norm_2d
+from recognition.backbones.recomputed import Blocks, keeps_a_graph, recomputed
 
 IMAGE_SIDE = 112
 WIDTHS = (64, 128, 256, 512)
@@ -64,16 +65,18 @@ class IResNet(nn.Module):
         widths: Sequence[int] = WIDTHS,
         stem_stride: int = 1,
         early: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.conv1 = nn.Conv2d(3, widths[0], 3, stem_stride, padding=1, bias=False)
         self.bn1 = norm_2d(norm, widths[0])
         self.prelu = nn.PReLU(widths[0])
         channels_in = (widths[0], *widths)
-        self.layer1 = _stage(channels_in[0], widths[0], blocks[0], norm, early)
-        self.layer2 = _stage(channels_in[1], widths[1], blocks[1], norm, early)
-        self.layer3 = _stage(channels_in[2], widths[2], blocks[2], norm, early)
-        self.layer4 = _stage(channels_in[3], widths[3], blocks[3], norm, early)
+        self.layer1 = _stage(channels_in[0], widths[0], blocks[0], norm, early, checkpointing)
+        self.layer2 = _stage(channels_in[1], widths[1], blocks[1], norm, early, checkpointing)
+        self.layer3 = _stage(channels_in[2], widths[2], blocks[2], norm, early, checkpointing)
+        self.layer4 = _stage(channels_in[3], widths[3], blocks[3], norm, early, checkpointing)
         self.bn2 = norm_2d(norm, widths[3])
         self.dropout = nn.Dropout(dropout)
         side = -(-IMAGE_SIDE // (16 * stem_stride))
@@ -92,14 +95,20 @@ class IResNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Raw embeddings [B, d] of images [B, 3, 112, 112]."""
-        x = self.prelu(self.bn1(self.conv1(image)))
+        # The stem's maps are the largest of all: three of the full resolution, against one for a block of a stage.
+        again = self.checkpointing and keeps_a_graph(self)
+        x = recomputed(self._stem, image, within=self.bn1) if again else self._stem(image)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.dropout(torch.flatten(self.bn2(x), 1))
         with full_precision(x):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
+    def _stem(self, image: torch.Tensor) -> torch.Tensor:
+        return self.prelu(self.bn1(self.conv1(image)))
 
-def _stage(channels_in: int, channels_out: int, count: int, norm: str, early: bool) -> nn.Sequential:
+
+def _stage(channels_in: int, channels_out: int, count: int, norm: str, early: bool, checkpointing: bool) -> Blocks:
     """`count` blocks, the first of which halves the resolution."""
     first = Block(channels_in, channels_out, 2, norm, early)
-    return nn.Sequential(first, *(Block(channels_out, channels_out, 1, norm) for _ in range(count - 1)))
+    others = (Block(channels_out, channels_out, 1, norm) for _ in range(count - 1))
+    return Blocks(first, *others, checkpointing=checkpointing)

@@ -1,22 +1,27 @@
 """MobileFaceNet (Chen et al. 2018, arXiv:1804.07573) as the field's reference trainer has it: twice the width, 512-d.
 
-Differs from the paper in the widths (128 and 256 for 64 and 128), in the number of blocks (1-4-6-2), and in its end: a
-global depthwise convolution, a linear map without bias, a BatchNorm1d. Differs from the reference in one layer: the
-second convolution is depthwise, as in the paper, where the reference's has pairs of channels in a group (1,152 more
-weights, 0.4375 GMAC). State-dict keys are the reference's.
+Differs from the paper in the widths (128 and 256 for 64 and 128), in the number of blocks (1-4-6-2), in the second
+convolution, which mixes pairs of channels (64 groups) where the paper's is depthwise, and in its end: a global
+depthwise convolution, a linear map without bias, a BatchNorm1d. The large one has four times the paper's widths,
+2-8-12-4 blocks, of which the first stand for the second convolution, and the same depthwise widths. State-dict keys are
+the reference's, and weights load both ways.
 
 B batch, C channels, d embedding. Counts are proven by tests/recognition/backbones/test_backbones.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from recognition.backbones.parts import full_precision, norm_1d, norm_2d
+from recognition.backbones.recomputed import keeps_a_graph, recomputed
 
 HEAD_CHANNELS = 512
 HEAD_SIDE = 7
+BLOCKS = (1, 4, 6, 2)
+LARGE_BLOCKS = (2, 8, 12, 4)
+PAIR_GROUPS = 64
 
 
 class Layers(nn.Module):
@@ -56,28 +61,45 @@ def _bottleneck(channels_in: int, channels_out: int, middle: int, stride: int, n
     )
 
 
+def _residual(channels: int, middle: int, count: int, norm: str) -> Layers:
+    """`count` bottlenecks with shortcuts."""
+    return Layers(_bottleneck(channels, channels, middle, 1, norm) for _ in range(count))
+
+
 class MobileFaceNet(nn.Module):
     """Images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, d] in the dtype of the weights, also under autocast.
 
     The last 1×1 convolution and what follows it run in that dtype, as in the reference.
+    blocks: residual blocks at 56, 28, 14 and 7 pixels; 1 at 56 means the convolution of channel pairs.  scale: widths
+    over the paper's.  checkpointing: each stage's maps are computed a second time in the backward.
     """
 
-    def __init__(self, embedding_size: int, dropout: float = 0.0, norm: str = "batch") -> None:
+    def __init__(
+        self,
+        embedding_size: int,
+        dropout: float = 0.0,
+        norm: str = "batch",
+        checkpointing: bool = False,
+        blocks: Sequence[int] = BLOCKS,
+        scale: int = 2,
+    ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
+        half, full = 64 * scale, 128 * scale
         self.layers = nn.ModuleList(
             [
-                _convolution(3, 128, 3, 2, 1, norm),
-                # 64 groups, not 128, in the reference: pairs of channels are mixed here.
-                _convolution(128, 128, 3, 1, 128, norm),
-                _bottleneck(128, 128, 128, 2, norm),
-                Layers(_bottleneck(128, 128, 128, 1, norm) for _ in range(4)),
-                _bottleneck(128, 256, 256, 2, norm),
-                Layers(_bottleneck(256, 256, 256, 1, norm) for _ in range(6)),
-                _bottleneck(256, 256, 512, 2, norm),
-                Layers(_bottleneck(256, 256, 256, 1, norm) for _ in range(2)),
+                _convolution(3, half, 3, 2, 1, norm),
+                _convolution(half, half, 3, 1, PAIR_GROUPS, norm) if blocks[0] == 1
+                else _residual(half, 128, blocks[0], norm),
+                _bottleneck(half, half, 128, 2, norm),
+                _residual(half, 128, blocks[1], norm),
+                _bottleneck(half, full, 256, 2, norm),
+                _residual(full, 256, blocks[2], norm),
+                _bottleneck(full, full, 512, 2, norm),
+                _residual(full, 256, blocks[3], norm),
             ]
         )
-        self.conv_sep = _convolution(256, HEAD_CHANNELS, 1, 1, 1, norm)
+        self.conv_sep = _convolution(full, HEAD_CHANNELS, 1, 1, 1, norm)
         self.dropout = nn.Dropout(dropout)
         self.features = Layers(
             [
@@ -97,9 +119,9 @@ class MobileFaceNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Raw embeddings [B, d] of images [B, 3, 112, 112]."""
-        x = image
+        x, again = image, self.checkpointing and keeps_a_graph(self)
         for layer in self.layers:
-            x = layer(x)
+            x = recomputed(layer, x, within=layer) if again else layer(x)
         with full_precision(x):
             x = self.conv_sep(x.to(next(self.conv_sep.parameters()).dtype))
             return self.features(self.dropout(x))

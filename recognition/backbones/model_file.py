@@ -45,7 +45,7 @@ OPCODES = (
 )
 MAX_PICKLE_BYTES = 16 << 20
 MAX_INFO_VALUES = 100_000
-EMBEDDING_BIASES = ("features.bias", "features.layers.3.bias")
+EMBEDDING_BIASES = ("features.bias", "features.layers.3.bias", "feature.3.bias")
 
 
 def save_model(path: str | Path, module: nn.Module, settings: BackboneSettings, info: Mapping[str, Any]) -> None:

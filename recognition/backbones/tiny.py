@@ -10,6 +10,6 @@ BLOCKS = (1, 2, 2, 1)
 WIDTHS = (16, 32, 64, 128)
 
 
-def tiny(embedding_size: int, dropout: float = 0.0, norm: str = "batch") -> IResNet:
+def tiny(embedding_size: int, dropout: float = 0.0, norm: str = "batch", checkpointing: bool = False) -> IResNet:
     """IResNet with one or two blocks a stage, the first convolution of each striding; its last map is 4×4."""
-    return IResNet(BLOCKS, embedding_size, dropout, norm, WIDTHS, stem_stride=2, early=True)
+    return IResNet(BLOCKS, embedding_size, dropout, norm, WIDTHS, 2, early=True, checkpointing=checkpointing)

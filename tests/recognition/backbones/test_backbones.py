@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from recognition.backbones import BACKBONES, BackboneSettings, build, mistakes
+from recognition.backbones.vit import Attention
 from recognition.errors import SettingsError
 
 # Parameters in millions and multiply-accumulates in billions at 112×112.
@@ -17,7 +18,12 @@ COUNTS = {
     "iresnet50": ("43.6", "6.31"),
     "iresnet100": ("65.2", "12.09"),
     "iresnet200": ("118.8", "23.4"),
-    "mobilefacenet": ("2.06", "0.434"),
+    "mobilefacenet": ("2.06", "0.4375"),
+    "mobilefacenet_large": ("6.3", "1.82"),
+    "vit_t": ("19.1", "1.50"),
+    "vit_s": ("76.0", "5.75"),
+    "vit_b": ("113.8", "11.44"),
+    "vit_l": ("255.7", "25.34"),
 }
 SMALL = ("iresnet18", "mobilefacenet", "tiny")
 
@@ -39,15 +45,15 @@ def built(name: str, **settings: object) -> nn.Module:
 
 
 def multiply_accumulates(module: nn.Module) -> int:
-    """Of convolutions and linear maps, one image; biases, norms, activations and sums are not counted."""
+    """Of convolutions, linear maps, and attention's two products, one image; norms, activations, sums do not count."""
     total = 0
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total
-        total += output.numel() * layer.weight[0].numel()
+        total += output.numel() * (2 * output.shape[1] if isinstance(layer, Attention) else layer.weight[0].numel())
 
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
             layer.register_forward_hook(count)
     module(torch.empty(1, 3, 112, 112, device="meta"))
     return total
