@@ -12,7 +12,7 @@ from pathlib import Path
 from recognition.backbones import BackboneSettings
 from recognition.config import Config, DataSettings, EvaluationSettings, LogSettings
 from recognition.heads.margins import ArcFace, CosFace, Margin
-from recognition.heads.row_optimizers import RowSGD
+from recognition.heads.row_optimizers import RowAdamW, RowSGD
 from recognition.heads.sharded import HeadSettings
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
@@ -85,6 +85,30 @@ def in_steps(
     return _config(file, SETS[data], BackboneSettings(backbone), 8 * 128, epochs, schedule, HeadSettings(
         SETS[data].margin, sample_rate, RowSGD(momentum=0.9, weight_decay=5e-4),
     ), OptimizerSettings("sgd", lr=0.2, momentum=0.9, weight_decay=5e-4, clip_norm=5.0))
+
+
+def transformer(
+    file: str,
+    data: str,
+    backbone: str,
+    *,
+    gpus: int,
+    per_gpu: int,
+    accumulated: int = 1,
+    mask: float = 0.0,
+    checkpointing: bool = False,
+) -> Config:
+    """Vision transformers: AdamW 1e-3 with decay 0.1, 40 epochs, 4 of them of warm-up, 0.3 of the classes a step.
+
+    accumulated: parts of a rank's share in the source, where each of them is a step of the head; here it is one step of
+    `gpus` · `per_gpu` · `accumulated` images, whose parts only the backbone sees.  mask: share of hidden tokens.
+    checkpointing: the source computes the large ones' blocks anew in the backward. It changes no number.
+    """
+    network = BackboneSettings(backbone, drop_path=0.05, mask=mask, checkpointing=checkpointing)
+    schedule = ScheduleSettings("polynomial", warmup_epochs=4)
+    return _config(file, SETS[data], network, gpus * per_gpu * accumulated, 40, schedule, HeadSettings(
+        SETS[data].margin, 0.3, RowAdamW(weight_decay=0.1),
+    ), OptimizerSettings("adamw", lr=1e-3, weight_decay=0.1, clip_norm=5.0), micro_batches=accumulated)
 
 
 def _config(

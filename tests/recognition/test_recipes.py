@@ -148,7 +148,8 @@ def _kind(config: Config) -> tuple:
     """What decides which code a step runs."""
     head = config.head
     return (head.margin, type(head.optimizer), config.optimizer.kind, config.schedule.kind, head.sample_rate < 1,
-            head.ignore_above, config.backbone.norm, type(head.inject), config.backbone.name.startswith("vit"))
+            head.ignore_above, config.backbone.norm, type(head.inject), config.micro_batches > 1,
+            config.backbone.name.startswith("vit"))
 
 
 def _kinds() -> list[Path]:
@@ -164,7 +165,7 @@ def _reduced(config: Config, root: Path) -> Config:
     if head.inject.is_on:
         head = dataclasses.replace(head, inject=dataclasses.replace(head.inject, start_epoch=0.0))
     return dataclasses.replace(
-        config, batch_size=4 * config.micro_batches if config.micro_batches < 3 else config.micro_batches, head=head,
+        config, batch_size=4, micro_batches=min(config.micro_batches, 2), head=head,
         data=dataclasses.replace(config.data, root=str(root), reader="fallback", threads=1),
         backbone=dataclasses.replace(config.backbone, name=small, embedding_size=16),
         evaluation=EvaluationSettings(every_epochs=0),

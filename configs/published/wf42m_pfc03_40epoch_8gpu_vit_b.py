@@ -1,0 +1,17 @@
+"""WebFace42M, ViT-B, CosFace, 0.3 of the classes a step.
+
+Source:   InsightFace arcface_torch, configs/wf42m_pfc03_40epoch_8gpu_vit_b.py.
+Command:  bash run.sh configs/published/wf42m_pfc03_40epoch_8gpu_vit_b.py --set data.root=FOLDER
+Cost:     40 epochs, 69,120 steps of 24,576 images (8 × 256 × 12 accumulated there). Not run here.
+Expected: MFR-All / IJB-C 1e-4 / 1e-5 97.16 / 97.91 / 97.05.
+"""
+
+from recognition.config import Config
+from recognition.recipes import transformer
+
+
+def config() -> Config:
+    """The run's settings; data.root may be given."""
+    return transformer(
+        __file__, "webface42m", "vit_b", gpus=8, per_gpu=256, accumulated=12, mask=0.05, checkpointing=True
+    )
