@@ -19,7 +19,7 @@ from eval.embed import Embed
 from eval.ijb import load_ijb, pair_scores, template_features
 from eval.ijb_faces import embed_faces
 from eval.quality_figures import summary
-from eval.verification import embed_with_mirror, load_bin, reduce_to, score, squared_distances
+from eval.verification import embed_with_mirror, load_bin, reduce_to, score, similarity, squared_distances
 
 EDGES = np.linspace(-1, 1, 101)  # of the scores' histograms
 FMR = 1e-3
@@ -37,7 +37,7 @@ def measure_set(
         with tqdm(total=len(images), desc=title, unit="image", disable=None if progress else True, leave=False) as bar:
             sums, norm = embed_with_mirror(embed, images, bar)
         rows.append(score(sums, norm, pairs.issame, pairs.name, side))
-        cosine = 1 - squared_distances(sums) / 2
+        cosine = similarity(squared_distances(sums))
         figures = compare(cosine, pairs.issame, norm[0::2], norm[1::2], fmr)
         compared.append({"set": pairs.name, "path": str(path), "degrade": side, **figures})
     return rows, compared

@@ -26,8 +26,8 @@ from eval.verification_sets import VerificationSet, check_set, decode_face, load
 from recognition.errors import DataError, SettingsError, run_command
 
 __all__ = ["VerificationSet", "decode_face", "embed_with_mirror", "evaluate", "evaluate_with_curve",
-           "folds_without_val", "load_bin", "load_folder", "load_set", "reduce_to", "score", "squared_distances",
-           "table", "write_json"]
+           "folds_without_val", "load_bin", "load_folder", "load_set", "reduce_to", "score", "similarity",
+           "squared_distances", "table", "write_json"]
 
 FAR_TARGET = 1e-3
 HARDEST = 8  # pairs of each kind in a curve
@@ -85,8 +85,10 @@ def score(
         folds: consecutive parts of the pairs; the threshold for each is chosen on the others.
 
     Returns:
-        {set, degrade, pairs, accuracy, accuracy_std, val, far, eer, mean_norm}. A figure that the set cannot give
-        (`val`, `far`, `eer` when there are only same or only different pairs) is None.
+        {set, degrade, pairs, accuracy, accuracy_std, val, far, eer, mean_norm, different, threshold@far}: `different`
+        counts the pairs of different people, on which {"0.1": t, …}, thresholds of `similarity`, rest
+        (`metrics.threshold_at_far`). A figure that the set cannot give (`val`, `far`, `eer` when there are only same or
+        only different pairs, a threshold for which they are too few) is None.
 
     Raises:
         NumericsError: an embedding that is not finite. DataError: fewer pairs than folds.
@@ -113,7 +115,14 @@ def score(
         "far": far,
         "eer": None if one_kind else metrics.equal_error_rate(metrics.roc(-distance, issame)),
         "mean_norm": float(np.mean(norm, dtype=np.float64)),
+        "different": int(np.count_nonzero(~issame)),
+        "threshold@far": metrics.threshold_at_far(similarity(distance), issame),
     }
+
+
+def similarity(squared_distance: np.ndarray) -> np.ndarray:
+    """Cosines of unit vectors from their squared distances, float64 [N]: ‖a − b‖² = 2 − 2·a·b."""
+    return 1 - squared_distance / 2
 
 
 def squared_distances(embedding_sum: np.ndarray) -> np.ndarray:

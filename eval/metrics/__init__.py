@@ -17,6 +17,7 @@ from eval.metrics.curve import (
     tar_at_far,
     tar_nearest,
     tar_strict,
+    threshold_at_far,
     without_collinear,
 )
 from eval.metrics.discard import error_vs_discard
@@ -35,5 +36,5 @@ __all__ = [
     "FoldCounts", "Roc", "Search",
     "accuracy_interval", "count_folds", "det_points", "equal_error_rate", "error_vs_discard", "fold_accuracy",
     "fold_val", "mean_average_precision", "rank_k", "roc", "roc_summary", "search_gallery", "tar_at_far",
-    "tar_intervals", "tar_nearest", "tar_strict", "tpir_at_fpir", "without_collinear",
+    "tar_intervals", "tar_nearest", "tar_strict", "threshold_at_far", "tpir_at_fpir", "without_collinear",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The ROC curve of similarities and what is read off it: TAR at FAR, equal error rate, the points of a DET plot.
+"""The ROC curve of similarities and what is read off it: TAR and threshold at FAR, equal error rate, DET points.
 
 A pair counts as "same" when its score reaches the threshold. The curve and the DET points are scikit-learn's. Proven
 by tests/eval/test_metrics.py, against scikit-learn and against references that count pair by pair.
@@ -91,6 +91,41 @@ def tar_at_far(
         "nearest": {str(target): tar_nearest(ends, target) for target in targets},
         "strict": {str(target): tar_strict(full, target) for target in targets},
     }
+
+
+def threshold_at_far(
+    score: np.ndarray, issame: np.ndarray, targets: tuple[float, ...] = FAR_TARGETS
+) -> dict[str, float | None]:
+    """Thresholds at which the share of the different pairs that reach them does not exceed each target.
+
+    The lowest such is the one of `tar_strict`; this is halfway from the highest different pair that is refused to the
+    next score above it, which counts the same here, and the last bit of a score made elsewhere decides nothing.
+
+    Args:
+        score: float64 [N], higher is more alike.
+        issame: bool [N].
+        targets: FARs, above 0 and below 1.
+
+    Returns:
+        {"0.1": threshold, …}, None where there are too few different pairs: fewer than 1 / target.
+    """
+    score, issame = checked(score, issame)
+    ordered = np.sort(score.astype(np.float64))
+    different = np.sort(score[~issame].astype(np.float64))
+    found: dict[str, float | None] = {}
+    for target in targets:
+        accepted = min(int(target * len(different)) + 1, len(different))
+        while accepted and accepted / len(different) > target:  # the largest whose share is not above it
+            accepted -= 1
+        found[str(target)] = _above(ordered, different[-1 - accepted]) if accepted else None
+    return found
+
+
+def _above(ordered: np.ndarray, refused: float) -> float:
+    """Halfway from a score to the next above it, or next to it where there is none between."""
+    higher = ordered[np.searchsorted(ordered, refused, side="right") :]
+    halfway = (refused + higher[0]) / 2 if len(higher) else refused
+    return float(halfway if halfway > refused else np.nextafter(refused, np.inf))
 
 
 def equal_error_rate(curve: Roc) -> float:

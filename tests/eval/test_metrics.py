@@ -173,6 +173,37 @@ def test_both_readings_of_tar_at_far(seed):
         assert result["strict"][str(target)] == pytest.approx(strict, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_threshold_at_far_is_that_of_the_strict_tar(seed):
+    """No lower one keeps the FAR, whether scores are tied or not."""
+    generator = np.random.default_rng(seed)
+    issame = np.r_[True, False, generator.random(400) < 0.3]
+    score = generator.normal(issame, 1)
+    score = np.round(score, 1) if seed % 2 else score
+    different, targets = score[~issame], (1e-4, 0.003, 0.01, 0.05, 0.1, 0.5)
+    strict = metrics.tar_at_far(score, issame, targets)["strict"]
+    found = metrics.threshold_at_far(score, issame, targets)
+    for target in targets:
+        threshold = found[str(target)]
+        if target * len(different) < 1:
+            assert threshold is None
+            continue
+        assert (different >= threshold).mean() <= target
+        assert (different >= different[different < threshold].max()).mean() > target
+        assert threshold not in score
+        assert (score[issame] >= threshold).mean() == pytest.approx(strict[str(target)], abs=1e-12)
+
+
+def test_thresholds_need_as_many_different_pairs_as_their_far_says():
+    score = np.arange(3000.0)
+    assert metrics.threshold_at_far(score, np.zeros(3000, bool), (1e-3,))["0.001"] == 2996.5
+    assert metrics.threshold_at_far(score[:1000], np.zeros(1000, bool), (1e-3,))["0.001"] == 998.5
+    assert metrics.threshold_at_far(score[:999], np.zeros(999, bool), (1e-3,))["0.001"] is None
+    assert metrics.threshold_at_far(score[:9], np.ones(9, bool), (0.5,))["0.5"] is None
+    equal = metrics.threshold_at_far(np.ones(9), np.zeros(9, bool), (0.5,))["0.5"]
+    assert equal == np.nextafter(1.0, 2)  # all of them or none
+
+
 def test_nearest_at_a_tie_takes_the_higher_fpr_and_strict_does_not_pass_the_target():
     curve = metrics.Roc(np.array([0, 0, 2, 4]), np.array([0, 1, 3, 5]), np.array([np.inf, 3, 2, 1]))
     assert metrics.tar_nearest(curve, 0.25) == 0.6

@@ -32,7 +32,8 @@ from recognition.backbones.model_file import save_model
 from recognition.errors import DataError, NumericsError, SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = ["set", "degrade", "pairs", "accuracy", "accuracy_std", "val", "far", "eer", "mean_norm"]
+KEYS = ["set", "degrade", "pairs", "accuracy", "accuracy_std", "val", "far", "eer", "mean_norm",
+        "different", "threshold@far"]
 PROJECTION = np.random.default_rng(0).normal(size=(14 * 14 * 3, 24)).astype(np.float32) / 100
 
 
@@ -56,7 +57,10 @@ def make_set(count=45, noise=100):
 def assert_close(result, wanted, **tolerance):
     assert list(result) == list(wanted)
     for key, value in wanted.items():
-        assert result[key] == (pytest.approx(value, **tolerance) if isinstance(value, float) else value), key
+        if isinstance(value, dict):
+            assert_close(result[key], value, **tolerance)
+        else:
+            assert result[key] == (pytest.approx(value, **tolerance) if isinstance(value, float) else value), key
 
 
 def png(image):
@@ -139,6 +143,21 @@ def test_evaluate_is_the_protocol():
     assert 0 <= result["far"] < 0.2
     assert 0 < result["eer"] < 0.3
     json.dumps(result, allow_nan=False)
+
+
+def test_thresholds_are_cosines_of_image_plus_mirror():
+    pairs = make_set(60)
+    sums = embed(pairs.images) + embed(pairs.images[:, :, ::-1])
+    unit = sums.astype(np.float64) / np.linalg.norm(sums.astype(np.float64), axis=1, keepdims=True)
+    cosines = (unit[0::2] * unit[1::2]).sum(axis=1)
+    result = evaluate(embed, pairs)
+    assert result["different"] == 30
+    refused = np.sort(cosines[~pairs.issame])[::-1]
+    found = result["threshold@far"]
+    above = cosines[cosines > refused[3]].min()  # three of thirty may reach the threshold, the fourth may not
+    assert found["0.1"] == pytest.approx((refused[3] + above) / 2, abs=1e-9)
+    assert [far for far, threshold in found.items() if threshold is not None] == ["0.1"]
+    assert np.count_nonzero(verification.similarity(squared_distances(sums))[~pairs.issame] >= found["0.1"]) == 3
 
 
 def test_the_length_of_embeddings_changes_only_their_mean():
