@@ -1,33 +1,30 @@
 """Faces of an IJB folder to embeddings: read, align, embed the image and its mirror, in one pass.
 
-Owns the pass over the pictures. Threads read and align ahead of the network; what is embedded goes into a cache where
-there is one (eval/ijb_cache.py) and comes from there the next time. An image that cannot be read ends it: the network
-stops, the rest is only decoded, and all such images are named together. Proven by tests/eval/test_ijb_faces.py.
+Owns the pass over the pictures. Threads read and align ahead of the network (eval/crops_ahead.py); what is embedded
+goes into a cache where there is one (eval/ijb_cache.py) and comes from there the next time. An image that cannot be
+read ends it: the network stops, the rest is only decoded, and all such images are named together.
+Proven by tests/eval/test_ijb_faces.py.
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from eval.crops_ahead import FACES_AT_ONCE, crops_ahead
 from eval.embed import Embed, require_finite
 from eval.ijb_cache import CHUNK, PARTS, EmbeddingCache
 from eval.ijb_lists import IjbSet
 from recognition.cpus import available_cpus
-from recognition.data.align import SIZE, align_face
+from recognition.data.align import align_face
 from recognition.data.image_file import ImageError, decode_rgb
 from recognition.errors import DataError
 
-FACES_AT_ONCE = 128  # crops that the network gets together
-BLOCKS_AHEAD = 3  # of so many crops, read before the network asks for them: 5 MB each
-
 Todo = Sequence[tuple[range, Sequence[str]]]  # chunks of faces, and which of "straight" and "mirrored" of each
-Crops = tuple[range, np.ndarray, list[str]]  # see `crops_ahead`
 Parts = dict[str, np.ndarray]  # "straight" and maybe "mirrored" → float32 [n, d]
 
 
@@ -65,35 +62,6 @@ def crop_face(ijb: IjbSet, number: int) -> np.ndarray:
         raise DataError(f"{path}: {error}") from None
 
 
-def crops_ahead(ijb: IjbSet, blocks: Iterable[range], threads: int) -> Generator[Crops, None, None]:
-    """Crops of blocks of faces, read by `threads` threads ahead of whoever asks.
-
-    Yields:
-        the block; its crops, uint8 [n, 112, 112, 3], black where one cannot be had; a line for each of those.
-    """
-    waiting: deque[tuple[range, list[Future[np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for block in blocks:
-                waiting.append((block, [pool.submit(crop_face, ijb, number) for number in block]))
-                if len(waiting) > BLOCKS_AHEAD:
-                    yield _gather(*waiting.popleft())
-            while waiting:
-                yield _gather(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error nobody wants the rest
-
-
-def _gather(block: range, futures: Sequence[Future[np.ndarray]]) -> Crops:
-    crops, problems = np.zeros((len(block), SIZE, SIZE, 3), np.uint8), []
-    for place, future in enumerate(futures):
-        try:
-            crops[place] = future.result()
-        except DataError as error:
-            problems.append(str(error))
-    return block, crops, problems
-
-
 def embed_chunks(
     embed: Embed,
     ijb: IjbSet,
@@ -118,14 +86,14 @@ def embed_chunks(
     blocks = (rows[at : at + FACES_AT_ONCE] for rows, _ in todo for at in range(0, len(rows), FACES_AT_ONCE))
     problems: list[str] = []
     spoilt = spoilt or threading.Event()
-    with closing(crops_ahead(ijb, blocks, threads)) as ready:
+    with closing(crops_ahead(partial(crop_face, ijb), blocks, threads)) as ready:
         for rows, parts in todo:
             done: dict[str, list[np.ndarray]] = {part: [] for part in parts}
             whole = True
             for _ in range(0, len(rows), FACES_AT_ONCE):
                 block, crops, unreadable = next(ready)
                 if unreadable:
-                    problems += unreadable
+                    problems += unreadable.values()
                     spoilt.set()
                 whole = whole and not spoilt.is_set()
                 if whole:

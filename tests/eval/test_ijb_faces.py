@@ -1,13 +1,15 @@
 """eval/ijb_faces.py: the pass over the pictures, and what ends it."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
 from eval import ijb_cache, ijb_faces
+from eval.crops_ahead import BLOCKS_AHEAD, crops_ahead
 from eval.ijb_cache import EmbeddingCache
-from eval.ijb_faces import crop_face, crops_ahead, embed_faces
+from eval.ijb_faces import crop_face, embed_faces
 from eval.ijb_lists import load_ijb
 from recognition.errors import DataError, NumericsError
 
@@ -31,11 +33,11 @@ def test_crops_come_in_order_and_not_too_early(folder, threads):
             asked.append(block)
             yield block
 
-    for number, (block, crops, problems) in enumerate(crops_ahead(ijb, ask(), threads)):
+    for number, (block, crops, problems) in enumerate(crops_ahead(partial(crop_face, ijb), ask(), threads)):
         assert block == blocks[number]
         assert not problems
         np.testing.assert_array_equal(crops, np.stack([crop_face(ijb, at) for at in block]))
-        assert len(asked) <= number + 1 + ijb_faces.BLOCKS_AHEAD
+        assert len(asked) <= number + 1 + BLOCKS_AHEAD
 
 
 def test_all_unreadable_images_are_named_and_the_network_stops(folder, tmp_path, cheap_network):
