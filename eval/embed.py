@@ -4,7 +4,7 @@ Owns the opening of models for evaluation: what goes in is uint8 RGB [N, 112, 11
 out float32 [N, d], raw (not unit length). What the network takes (eval/pixels.py) is what the user says of it, else
 what the file's metadata or its graph show (eval/onnx_input.py), else the field's: RGB, (pixel − 127.5) / 127.5.
 A model file is somebody else's work: sizes and types are checked before the first image (eval/onnx_file.py).
-Proven by tests/eval/test_embed.py.
+`python -m eval.embed` is a command on top of this, eval/embed_command.py. Proven by tests/eval/test_embed.py.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 
+from eval.norm_quality import NormQuality, quality_in
 from eval.onnx_file import check_onnx_file, first_line
 from eval.onnx_input import find_input, find_pixels
 from eval.pixels import IMAGE_SIZE, Given, Pixels, normalise
@@ -27,6 +28,7 @@ __all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "TorchEmbedder", "
 # Images at once, of a model that takes any number. On a CPU what is computed has to stay in the cache: 64 at once are a
 # third slower or more (docs/evaluation.md, "Measured").
 ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 4, 8, 256
+EMBEDDING = "embedding"  # the output that counts where a graph has several
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
 
@@ -35,12 +37,14 @@ class Embedder(Protocol):
     """A model that is ready to embed.
 
     pixels: what is done to the images in front of the network.  notes: what was found of the model, for people.
+    quality: the model's measure of quality by the norm; None where its file carries none.
     """
 
     name: str
     dim: int
     pixels: Pixels
     notes: list[str]
+    quality: NormQuality | None
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embed uint8 RGB [N, 112, 112, 3] as float32 [N, dim], raw; ValueError on images of another kind."""
@@ -71,8 +75,8 @@ def load_embedder(
     # Here and not above: whoever evaluates an ONNX file does not wait for torch.
     from recognition.backbones.model_file import load_model, resolve_model
 
-    module, _, _ = load_model(resolve_model(model))
-    return TorchEmbedder(module, str(model), threads, device, given)
+    module, _, info = load_model(resolve_model(model))
+    return TorchEmbedder(module, str(model), threads, device, given, quality_in(info, str(model)))
 
 
 class OnnxEmbedder:
@@ -99,6 +103,7 @@ class OnnxEmbedder:
         self._input = find_input(self._session, model, self.name, given)
         self.batch_size = self._input.batch_size
         self.pixels, self.notes = find_pixels(model, path, self._input, given)
+        self.quality = quality_in({entry.key: entry.value for entry in model.metadata_props}, self.name)
         self._output, self.dim = self._find_output(given.output)
         self._images_at_once = self.batch_size or self._largest_batch(ONNX_BATCH if on_cpu else GPU_BATCH)
 
@@ -106,6 +111,8 @@ class OnnxEmbedder:
         names = [node.name for node in self._session.get_outputs()]
         if wanted is not None and wanted not in names:
             raise SettingsError(f"{self.name}: no output {wanted!r}; it has {names}")
+        if wanted is None and len(names) > 1 and EMBEDDING in names:
+            wanted = EMBEDDING  # what this project's files with a second output `quality` call it
         if wanted is None and len(names) != 1:
             raise CheckpointError(f"{self.name}: expected one output, got {names}; --output says which")
         output = wanted or names[0]
@@ -199,7 +206,10 @@ class TorchEmbedder:
     devices by float32's rounding at most.
     """
 
-    def __init__(self, module: Any, name: str, threads: int, device: str, given: Given | None = None) -> None:
+    def __init__(
+        self, module: Any, name: str, threads: int, device: str, given: Given | None = None,
+        quality: NormQuality | None = None,
+    ) -> None:
         import torch  # not above, see load_embedder
 
         torch.set_num_threads(threads)
@@ -210,6 +220,7 @@ class TorchEmbedder:
             given.mean or default.mean, given.std or default.std, given.color_order or default.color_order
         )
         self.notes: list[str] = []
+        self.quality = quality
         self._torch = torch
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         refuse_tf32(self._device)
@@ -241,3 +252,10 @@ def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> No
     if len(bad):
         shown = ", ".join(names[i] if names else f"image {i}" for i in bad[:5])
         raise NumericsError(f"{len(bad)} of {len(embeddings)} embeddings are not finite: {shown}")
+
+
+if __name__ == "__main__":
+    from eval.embed_command import main  # not above: it is made of this file
+    from recognition.errors import run_command
+
+    run_command(main)

@@ -1,0 +1,148 @@
+"""Two pictures, one person or not: `python -m eval.embed MODEL compare A B`.
+
+Owns the verdict: "cannot tell" when a picture's quality is below the model's threshold, whatever the similarity; else
+"same person" from the threshold of eval/thresholds.py on; none where no threshold is known, and then how to get one.
+Proven by tests/eval/test_compare_faces.py.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.embed import Embedder, require_finite
+from eval.model_options import add_model_options, open_model
+from eval.picture_options import add_picture_options, face_maker
+from eval.pictures import FaceMaker
+from eval.thresholds import FAR, Threshold, UnknownThresholdError, from_evaluation, from_pairs
+from eval.verification import similarity, squared_distances, write_json
+from recognition.errors import SettingsError
+
+SAME, DIFFERENT, CANNOT_TELL = "same person", "different people", "cannot tell"
+
+
+class _Files:
+    """Two picture files, as given."""
+
+    labels: np.ndarray | None = None
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, number: int) -> str:
+        return self._names[number]
+
+    def read(self, number: int) -> bytes:
+        return Path(self._names[number]).read_bytes()
+
+
+def compare(
+    embedder: Embedder, names: Sequence[str], faces: FaceMaker, threshold: Threshold | None, flip: bool = True
+) -> dict[str, Any]:
+    """The similarity of two picture files and what it means.
+
+    Returns:
+        {"similarity": cosine of image plus mirror (of the image without `flip`), "threshold", "far", "source": of the
+        threshold, None without one, "pictures": [{"file", "norm", "quality": z, "recognizable"}] (None: not known),
+        "verdict": "same person", "different people", "cannot tell", or None without a threshold}.
+
+    Raises:
+        DataError, SettingsError: a picture that cannot be used. NumericsError: an embedding is not finite.
+    """
+    images = np.stack([faces(_Files(names), number) for number in range(2)])
+    straight = embedder.embed(images)
+    sums = straight + embedder.embed(np.ascontiguousarray(images[:, :, ::-1])) if flip else straight
+    require_finite(sums, list(names))
+    norm, quality = np.linalg.norm(straight, axis=1), embedder.quality
+    alike = float(similarity(squared_distances(sums))[0])
+    known = [None, None] if quality is None else quality.z(norm).tolist()
+    seen = [None, None] if quality is None else quality.recognizable(norm).tolist()
+    verdict = None
+    if False in seen:
+        verdict = CANNOT_TELL
+    elif threshold is not None:
+        verdict = SAME if alike >= threshold.value else DIFFERENT
+    return {
+        "similarity": alike,
+        "threshold": None if threshold is None else threshold.value,
+        "far": None if threshold is None else threshold.far,
+        "source": None if threshold is None else threshold.source,
+        "pictures": [{"file": str(name), "norm": float(length), "quality": z, "recognizable": good}
+                     for name, length, z, good in zip(names, norm, known, seen, strict=True)],
+        "verdict": verdict,
+    }
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Compare two pictures: similarity, quality, and whether they show one person."""
+    options = _options(arguments)
+    embedder = open_model(options)
+    faces = face_maker(options, 1)
+    threshold, unknown = _threshold(options, embedder)
+    found = compare(embedder, options.pictures, faces, threshold, options.flip)
+    print("\n".join(_lines(found, embedder, options.flip, unknown)))
+    if options.json is not None:
+        write_json(options.json, found)
+    return None
+
+
+def _threshold(options: argparse.Namespace, embedder: Embedder) -> tuple[Threshold | None, str]:
+    """The threshold, or None and why there is none. A FAR that was asked for and cannot be had is a SettingsError."""
+    if options.threshold is not None:
+        return Threshold(options.threshold, None, "given"), ""
+    far = FAR if options.far is None else options.far
+    if options.pairs is not None:
+        return from_pairs(embedder.embed, options.pairs, far, options.flip), ""
+    try:
+        if not options.flip:
+            raise UnknownThresholdError("those of a run's evaluation are of image plus mirror")
+        return from_evaluation(options.model, far, options.set), ""
+    except UnknownThresholdError as error:
+        if options.far is not None or options.set is not None:
+            raise SettingsError(f"{options.model}: {error}") from None
+        return None, str(error)
+
+
+def _lines(found: dict[str, Any], embedder: Embedder, flip: bool, unknown: str) -> list[str]:
+    lines = []
+    for one in found["pictures"]:
+        told = "not known: the model carries none"
+        if embedder.quality is not None:
+            judged = "" if one["recognizable"] else f", below the threshold {embedder.quality.threshold:g}"
+            told = f"{one['quality']:.2f}{judged}"
+        lines.append(f"{one['file']}: norm {one['norm']:.2f}, quality {told}")
+    lines.append(f"similarity {found['similarity']:.4f} (cosine of {'image plus mirror' if flip else 'the images'})")
+    if found["threshold"] is None:
+        lines.append(f"no threshold known: {unknown}. --threshold X gives one, --pairs FILE.bin [--far {FAR:g}] finds "
+                     "one on pairs whose truth is known")
+    else:
+        far = "" if found["far"] is None else f"at FAR {found['far']:g}, "
+        lines.append(f"threshold {found['threshold']:.4f} ({far}{found['source']})")
+    why = " (quality below the threshold)" if found["verdict"] == CANNOT_TELL else ""
+    return [*lines, f"verdict: {found['verdict'] or 'none'}{why}"]
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    usage = "python -m eval.embed MODEL compare A B [options]"
+    parser = argparse.ArgumentParser(prog="python -m eval.embed", usage=usage, description=main.__doc__)
+    add_model_options(parser)
+    parser.add_argument("pictures", nargs=2, metavar=("A", "B"), help="the two pictures")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--threshold", type=float, metavar="X", help="similarity from which on it is one person")
+    where.add_argument("--pairs", metavar="SET", help="find the threshold on a .bin file, or a folder with pairs.txt")
+    where.add_argument("--set", metavar="NAME", help="the set of the run's evaluation whose threshold counts")
+    parser.add_argument("--far", type=float, metavar="RATE", help=f"false-accept rate of the threshold ({FAR:g})")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="add the mirror image")
+    parser.add_argument("--json", metavar="OUT", help="write the result there")
+    add_picture_options(parser)
+    options = parser.parse_args(list(arguments))
+    if options.far is not None and not 0 < options.far < 1:
+        parser.error(f"--far: expected above 0 and below 1, got {options.far:g}")
+    if options.threshold is not None and (not -1 <= options.threshold <= 1 or options.far is not None):
+        parser.error("--threshold: expected −1 to 1, and no --far: only who gives it knows its FAR")
+    return options

@@ -1,0 +1,54 @@
+"""Whether a model would call a picture unrecognisable: the z-score of its embedding's norm, by the model's own μ, σ, τ.
+
+z = (‖x‖ − μ)/σ of the raw embedding of the image alone, without its mirror (eq. 10 of "A Quality Aware
+Sample-to-Sample Comparison for Face Recognition", WACV 2023); below the threshold a picture had no weight when the
+model was trained (eq. 11). A model file carries the three numbers as `quality_mean`, `quality_std`,
+`quality_threshold`, the last of them a z. Proven by tests/eval/test_norm_quality.py.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recognition.errors import CheckpointError
+
+KEYS = ("quality_mean", "quality_std", "quality_threshold")
+
+
+@dataclass(frozen=True)
+class NormQuality:
+    """A model's measure of quality: μ and σ of the norms in its training, and the lowest z that is recognisable."""
+
+    mean: float
+    std: float
+    threshold: float
+
+    def z(self, norm: np.ndarray) -> np.ndarray:
+        """The quality of images from the norms of their embeddings, float32 of the same shape."""
+        return ((np.asarray(norm, np.float64) - self.mean) / self.std).astype(np.float32)
+
+    def recognizable(self, norm: np.ndarray) -> np.ndarray:
+        """Which of the images are, bool of the same shape."""
+        return (np.asarray(norm, np.float64) - self.mean) / self.std >= self.threshold
+
+
+def quality_in(info: Mapping[str, Any], name: str) -> NormQuality | None:
+    """The measure that a model file's info or an ONNX file's metadata (numbers as text) carries; None without one.
+
+    name: of the file. CheckpointError when some of the three numbers are missing, or none that can be used.
+    """
+    if not any(key in info for key in KEYS):
+        return None
+    try:
+        mean, std, threshold = (float(json.loads(value) if isinstance(value := info[key], str) else value)
+                                for key in KEYS)
+    except (KeyError, ValueError, TypeError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{name}: its quality: {reason}") from None
+    if not all(map(math.isfinite, (mean, std, threshold))) or std <= 0:
+        raise CheckpointError(f"{name}: its quality: mean {mean:g}, std {std:g}, threshold {threshold:g}")
+    return NormQuality(mean, std, threshold)

@@ -1,0 +1,105 @@
+"""From which similarity on two pictures count as one person: a threshold, the FAR that it stands for, and its proof.
+
+Owns the order of belief: what the user gives, else what pairs given show now, else what the run's own verification has
+found (`evaluation.json` in the model's folder, of that very model). Thresholds are of the similarity that
+eval.verification's protocol compares by: the cosine of the sums of image and mirror. A FAR of which so few pairs of
+different people would not show one false accept is refused. Proven by tests/eval/test_compare_faces.py.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval import metrics
+from eval.embed import Embed
+from eval.verification import embed_with_mirror, load_set, similarity, squared_distances
+from recognition.errors import DataError, SettingsError
+
+FAR = 1e-3  # unless asked otherwise
+RUN_MODEL = "model_last.pt"  # of a run folder, the network that its evaluation.json is of
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Similarities from `value` on are one person's. far: None where only the user knows.  source: in words."""
+
+    value: float
+    far: float | None
+    source: str
+
+
+class UnknownThresholdError(Exception):
+    """No threshold can be had; the message is the reason."""
+
+
+def too_few(far: float, different: int, name: str) -> str:
+    """Why a FAR is refused."""
+    return (f"too few pairs for FAR {far:g}: it needs {math.ceil(1 / far)} of different people at least, "
+            f"{name} has {different}")
+
+
+def from_pairs(embed: Embed, path: str | Path, far: float, flip: bool = True) -> Threshold:
+    """The threshold at a FAR on the pairs of a verification set (.bin, or folder with pairs.txt).
+
+    Raises:
+        SettingsError: too few pairs of different people for that FAR. DataError: as `load_set`.
+    """
+    pairs = load_set(path)
+    different = int((~pairs.issame).sum())
+    if different * far < 1:
+        raise SettingsError(too_few(far, different, str(path)))
+    sums, _ = embed_with_mirror(embed, pairs.images, flip=flip)
+    found = metrics.threshold_at_far(similarity(squared_distances(sums)), pairs.issame, (far,))[str(far)]
+    assert found is not None
+    return Threshold(found, far, _proof(pairs.name, different))
+
+
+def from_evaluation(model: str | Path, far: float, name: str | None = None) -> Threshold:
+    """The threshold at a FAR in the evaluation.json of a model's run.
+
+    model: a run folder, or the model file in it that the evaluation is of. Of several sets the one with the highest
+    threshold counts, so that the FAR holds on all of them, or the one called `name`. Only images as they are.
+
+    Raises:
+        UnknownThresholdError: there is none, or it has none for this. DataError: it is damaged. SettingsError: it has
+            no such set or FAR.
+    """
+    path = Path(model)
+    file = (path if path.is_dir() else path.parent) / "evaluation.json"
+    if not file.is_file():
+        raise UnknownThresholdError(f"no {file.name} beside the model")
+    try:
+        evaluation = json.loads(file.read_text())
+        evaluated = Path(evaluation["model"]).name
+        rows = [row for row in evaluation["verification"] if row["degrade"] is None and name in (None, row["set"])]
+        known = [row for row in rows if "threshold@far" in row]
+        found = [(row["threshold@far"].get(str(far)), row["set"], int(row["different"])) for row in known]
+        fars = {key for row in known for key in row["threshold@far"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a run's evaluation: {type(error).__name__} {error}") from None
+    if path.is_file() and path.name not in (evaluated, RUN_MODEL):
+        raise UnknownThresholdError(f"{file.name} is of {evaluated}, and another network has other thresholds")
+    if name is not None and not rows:
+        raise SettingsError(f"{file}: no set {name!r}")
+    if not known:
+        raise UnknownThresholdError(f"{file.name} has no thresholds")
+    if str(far) not in fars:
+        raise SettingsError(f"{file}: no thresholds at FAR {far:g}; it has {', '.join(sorted(fars))}, --pairs any")
+    return _highest(found, far)
+
+
+def _highest(found: list[tuple[Any, str, int]], far: float) -> Threshold:
+    usable = [(float(value), name, different) for value, name, different in found if value is not None]
+    if not usable:
+        name, different = max(((name, different) for _, name, different in found), key=lambda one: one[1])
+        raise UnknownThresholdError(too_few(far, different, name))
+    value, name, different = max(usable)
+    return Threshold(value, far, _proof(name, different) + (
+        f", the highest of {len(usable)} sets" if len(usable) > 1 else ""
+    ))
+
+
+def _proof(name: str, different: int) -> str:
+    return f"{name}, {different} pairs of different people"
