@@ -7,7 +7,7 @@ names, types and values, so that a run can be taken up with another implementati
 Proven by tests/recognition/test_optimizer.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -25,6 +25,9 @@ GROWTH_INTERVAL = 2000
 class OptimizerSettings:
     """How the backbone is learnt.
 
+    momentum: of sgd.  beta1, beta2, epsilon: of adamw, whose weight_decay is decoupled: w ← w − lr·weight_decay·w.
+    decay_norms: False: weight_decay leaves out what scales or shifts (norms, biases, PReLU slopes) and a vision
+    transformer's positions and mask token; True: it falls on everything, as in the published recipes.
     clip_norm: largest norm of its gradient over all parameters; None: no clipping.
     implementation: who computes the update. fused: torch's fused kernels, one pass over memory and gated by themselves;
     auto: fused. foreach: torch's plain operations, at the price of a copy of parameters and state in each step.
@@ -34,15 +37,41 @@ class OptimizerSettings:
     kind: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
     weight_decay: float = 5e-4
+    decay_norms: bool = True
     clip_norm: float | None = 5.0
     implementation: Literal["auto", "fused", "foreach", "apex"] = "auto"
+
+
+Groups = list[dict[str, Any]]
+"""Parameters that share settings, in torch's form: [{"params": […], "weight_decay": …}, …]."""
+
+BARE = ("pos_embed", "mask_token")
+"""Last parts of the names of parameters that add to tokens, as a bias does, though they have more than one axis."""
+
+
+def groups(settings: OptimizerSettings, named: Mapping[str, nn.Parameter]) -> Groups:
+    """One group of all parameters; or, without `decay_norms`, those that decay and, with a weight_decay of 0, others.
+
+    A parameter decays when it has more than one axis and is not BARE: the weights of linear maps and convolutions.
+    """
+    if settings.decay_norms:
+        return [{"params": list(named.values()), "weight_decay": settings.weight_decay}]
+    maps = {name for name, p in named.items() if p.ndim > 1 and name.rpartition(".")[2] not in BARE}
+    both = [
+        {"params": [p for name, p in named.items() if name in maps], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in named.items() if name not in maps], "weight_decay": 0.0},
+    ]
+    return [group for group in both if group["params"]]
 
 
 class FusedUpdate:
     """torch's fused kernels, which skip the update themselves where a flag is set: GradScaler's own mechanism."""
 
-    def __init__(self, settings: OptimizerSettings, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, settings: OptimizerSettings, parameters: Groups) -> None:
         self.torch = _torch_optimizer(settings, parameters, fused=True)
 
     def step(self, lr: float, bad: Tensor) -> None:
@@ -55,9 +84,9 @@ class FusedUpdate:
 class ForeachUpdate:
     """torch's plain operations on lists of tensors. They know no gate: what was is kept and put back."""
 
-    def __init__(self, settings: OptimizerSettings, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, settings: OptimizerSettings, parameters: Groups) -> None:
         # capturable: AdamW's step counts stay on the device, else the host would read each of them in each step.
-        on_device = {"capturable": parameters[0].is_cuda} if settings.kind == "adamw" else {}
+        on_device = {"capturable": parameters[0]["params"][0].is_cuda} if settings.kind == "adamw" else {}
         self.torch = _torch_optimizer(settings, parameters, foreach=True, **on_device)
 
     def step(self, lr: float, bad: Tensor) -> None:
@@ -74,19 +103,23 @@ class ForeachUpdate:
 class ApexUpdate:
     """NVIDIA apex's FusedSGD and FusedAdam, which skip the update where `_dummy_overflow_buf` holds 1.
 
-    FusedAdam counts steps in its parameter group, for all parameters alike; the state's counts, as torch's, are the
+    FusedAdam counts steps in its parameter groups, for all parameters alike; the state's counts, as torch's, are the
     ones that hold. It asks a gradient scaler for the flag and the scale: this object is one.
     """
 
-    def __init__(self, settings: OptimizerSettings, parameters: list[nn.Parameter]) -> None:
-        sgd, adam = apex_optimizers(parameters[0].device)
-        decay, self.is_adam = settings.weight_decay, settings.kind == "adamw"
-        if self.is_adam:
-            self.torch = adam(parameters, settings.lr, weight_decay=decay, adam_w_mode=True, capturable=True)
-            count = torch.zeros(1, dtype=torch.int32, device=parameters[0].device)
-            self.torch.param_groups[0]["step"] = count
-        else:
-            self.torch = sgd(parameters, settings.lr, settings.momentum, weight_decay=decay)
+    def __init__(self, settings: OptimizerSettings, parameters: Groups) -> None:
+        device = parameters[0]["params"][0].device
+        sgd, adam = apex_optimizers(device)
+        self.is_adam = settings.kind == "adamw"
+        if not self.is_adam:
+            self.torch = sgd(parameters, settings.lr, settings.momentum)
+            return
+        betas = (settings.beta1, settings.beta2)
+        self.torch = adam(
+            parameters, settings.lr, betas=betas, eps=settings.epsilon, adam_w_mode=True, capturable=True
+        )
+        for group in self.torch.param_groups:
+            group["step"] = torch.zeros(1, dtype=torch.int32, device=device)
 
     def step(self, lr: float, bad: Tensor) -> None:
         """See `FusedUpdate.step`."""
@@ -96,10 +129,10 @@ class ApexUpdate:
             _set_lr(self.torch, lr)
             self.torch.step()
             return
-        group = self.torch.param_groups[0]
-        group["lr"].fill_(lr)
-        counts = [self.torch.state[p]["step"] for p in group["params"]]
-        group["step"].copy_(counts[0])
+        counts = [self.torch.state[p]["step"] for group in self.torch.param_groups for p in group["params"]]
+        for group in self.torch.param_groups:
+            group["lr"].fill_(lr)
+            group["step"].copy_(counts[0])
         self.torch.step(grad_scaler=self)
         torch._foreach_add_(counts, (~bad).float())
 
@@ -131,11 +164,11 @@ def apex_optimizers(device: torch.device) -> tuple[Any, Any]:
     return FusedSGD, FusedAdam
 
 
-def _torch_optimizer(settings: OptimizerSettings, parameters: list[nn.Parameter], **options: Any) -> Any:
-    decay = settings.weight_decay
+def _torch_optimizer(settings: OptimizerSettings, parameters: Groups, **options: Any) -> Any:
     if settings.kind == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=decay, **options)
-    return torch.optim.AdamW(parameters, settings.lr, weight_decay=decay, **options)
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, **options)
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(parameters, settings.lr, betas=betas, eps=settings.epsilon, **options)
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -160,7 +193,7 @@ class BackboneOptimizer:
         device = parameters[0].device
         self.scale = torch.tensor(65536.0 if scaled else 1.0, device=device)
         self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
-        self.update = UPDATES[settings.implementation](settings, parameters)
+        self.update = UPDATES[settings.implementation](settings, groups(settings, self.named))
         self.torch = self.update.torch
         self._fill_state(parameters)
 

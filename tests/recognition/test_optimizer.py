@@ -1,5 +1,6 @@
 """Every implementation of the gated step against torch's own optimisers, and skipping to the bit."""
 
+import dataclasses
 import importlib.util
 import sys
 import types
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from recognition import optimizer as optimizer_module
+from recognition.backbones import BackboneSettings, build
+from recognition.backbones.vit import VisionTransformer
 from recognition.errors import SettingsError
-from recognition.optimizer import BackboneOptimizer, OptimizerSettings
+from recognition.optimizer import BackboneOptimizer, OptimizerSettings, groups
 
 
 class _ApexSGD(torch.optim.SGD):
@@ -32,14 +35,19 @@ class _ApexSGD(torch.optim.SGD):
 class _ApexAdam(torch.optim.Optimizer):
     """Stands in for apex's FusedAdam, capturable: lr and count are tensors, and it counts before it asks the scaler."""
 
-    def __init__(self, params, lr, weight_decay, adam_w_mode, capturable):
+    def __init__(self, params, lr, betas, eps, adam_w_mode, capturable):
         assert adam_w_mode
         assert capturable
-        super().__init__(params, {"lr": torch.tensor(lr), "weight_decay": weight_decay, "eps": 1e-8})
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "betas": betas, "eps": eps})
+        for group in self.param_groups:
+            group["lr"] = torch.tensor(lr)
         self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int)
 
     def step(self, grad_scaler):
-        (group,) = self.param_groups
+        for group in self.param_groups:
+            self._step_group(group, grad_scaler)
+
+    def _step_group(self, group, grad_scaler):
         if "step" in group:
             group["step"] += (self._dummy_overflow_buf != 1).to(torch.int)
         else:
@@ -49,11 +57,12 @@ class _ApexAdam(torch.optim.Optimizer):
         inverse = grad_scaler._get_scale_async().double().reciprocal().float()
         if self._dummy_overflow_buf.item() == 1:
             return
-        correction1, correction2 = (1 - beta ** group["step"].double() for beta in (0.9, 0.999))
+        beta1, beta2 = group["betas"]
+        correction1, correction2 = (1 - beta ** group["step"].double() for beta in group["betas"])
         for p in group["params"]:
             state, gradient = self.state[p], p.grad * inverse
-            m = state["exp_avg"].mul_(0.9).add_(gradient, alpha=0.1)
-            v = state["exp_avg_sq"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            m = state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+            v = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             update = m / correction1 / ((v / correction2).sqrt() + group["eps"]) + group["weight_decay"] * p.data
             p.data.sub_((group["lr"] * update).float())
 
@@ -78,16 +87,24 @@ def _module(device: torch.device | None = None) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(device)
 
 
-def _run(kind: str, clip: float | None, scale: float, implementation: str, device: torch.device) -> tuple[list, list]:
+def _reference(settings: OptimizerSettings, module: nn.Module) -> torch.optim.Optimizer:
+    """torch's plain optimiser; without `decay_norms`, biases in a group of their own that does not decay."""
+    decay = settings.weight_decay
+    biases = [p for name, p in module.named_parameters() if name.endswith("bias")]
+    weights = [p for name, p in module.named_parameters() if name.endswith("weight")]
+    parameters = [{"params": weights}, {"params": biases, "weight_decay": decay if settings.decay_norms else 0}]
+    if settings.kind == "sgd":
+        return torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=decay, foreach=False)
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(parameters, 0.1, betas, settings.epsilon, weight_decay=decay, foreach=False)
+
+
+def _run(settings: OptimizerSettings, scale: float, device: torch.device) -> tuple[list, list]:
     """Our optimiser and torch's plain one with clip_grad_norm_, on the same gradients, a bad step of ours between."""
-    settings = OptimizerSettings(kind, lr=0.1, weight_decay=0.01, clip_norm=clip, implementation=implementation)
     ours, theirs = _module(device), _module(device)
     optimizer = BackboneOptimizer(settings, ours.named_parameters(), scaled=scale != 1)
     optimizer.scale.fill_(scale)
-    if kind == "sgd":
-        reference = torch.optim.SGD(theirs.parameters(), 0.1, 0.9, weight_decay=0.01, foreach=False)
-    else:
-        reference = torch.optim.AdamW(theirs.parameters(), 0.1, weight_decay=0.01, foreach=False)
+    reference = _reference(settings, theirs)
     for step in range(4):
         x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step)).to(device)
         if step in (0, 2):
@@ -95,9 +112,10 @@ def _run(kind: str, clip: float | None, scale: float, implementation: str, devic
             optimizer.step(0.1, torch.tensor(False, device=device))
         (ours(x).square().sum() * scale).backward()
         theirs(x).square().sum().backward()
-        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or torch.inf)
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), settings.clip_norm or torch.inf)
         lr = 0.1 / (1 + step)
-        reference.param_groups[0]["lr"] = lr
+        for group in reference.param_groups:
+            group["lr"] = lr
         reference.step()
         reference.zero_grad()
         assert optimizer.step(lr, torch.tensor(True, device=device))[0].item() == pytest.approx(norm.item(), rel=1e-5)
@@ -108,8 +126,46 @@ def _run(kind: str, clip: float | None, scale: float, implementation: str, devic
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_equals_torch(kind, clip, scale, implementation, device):
-    for ours, theirs in zip(*_run(kind, clip, scale, implementation, device), strict=True):
+    settings = OptimizerSettings(kind, lr=0.1, weight_decay=0.01, clip_norm=clip, implementation=implementation)
+    for ours, theirs in zip(*_run(settings, scale, device), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changed", [
+    {"kind": "sgd", "decay_norms": False}, {"kind": "adamw", "decay_norms": False},
+    {"kind": "adamw", "beta1": 0.5}, {"kind": "adamw", "beta2": 0.9}, {"kind": "adamw", "epsilon": 0.01},
+])
+def test_each_setting_is_torchs(changed, implementation, device):
+    """And acts: the same setting left at its default ends elsewhere."""
+    base = OptimizerSettings(lr=0.1, weight_decay=0.1, implementation=implementation)
+    changed_parameters, theirs = _run(dataclasses.replace(base, **changed), 1.0, device)
+    plain_parameters, _ = _run(dataclasses.replace(base, kind=changed["kind"]), 1.0, device)
+    for ours, expected in zip(changed_parameters, theirs, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(changed_parameters[1], plain_parameters[1], rtol=1e-3, atol=1e-4)
+
+
+def test_what_scales_shifts_or_places_does_not_decay():
+    """Of a vision transformer and of an IResNet: all but the weights of linear maps and convolutions."""
+    for module in (VisionTransformer(16, 1, 8, mask=0.1), build(BackboneSettings("tiny", 8))):
+        named = dict(module.named_parameters())
+        decaying, others = groups(OptimizerSettings(weight_decay=0.3, decay_norms=False), named)
+        assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0)
+        found = {id(p) for p in decaying["params"]}
+        maps = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        assert found == {id(m.weight) for m in maps}
+        assert len(decaying["params"]) + len(others["params"]) == len(named)
+        (everything,) = groups(OptimizerSettings(weight_decay=0.3), named)
+        assert everything == {"params": [*named.values()], "weight_decay": 0.3}
+
+
+def test_a_run_goes_on_with_norms_in_a_group_of_their_own():
+    """The state goes by the parameters' names, not by their groups."""
+    states = [
+        BackboneOptimizer(OptimizerSettings("adamw", decay_norms=decay), _module().named_parameters()).state()
+        for decay in (True, False)
+    ]
+    assert list(states[0]) == list(states[1])
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
