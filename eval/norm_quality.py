@@ -2,10 +2,12 @@
 
 z = (‖x‖ − μ)/σ of the raw embedding of the image alone, without its mirror (eq. 10 of "A Quality Aware
 Sample-to-Sample Comparison for Face Recognition", WACV 2023); below the threshold a picture had no weight when the
-model was trained (eq. 11). A model file carries the three numbers as `quality_mean`, `quality_std`,
-`quality_threshold`, the last of them a z. Proven by tests/eval/test_norm_quality.py.
+model was trained (eq. 11). An ONNX file's metadata carry the three numbers as `quality_mean`, `quality_std` and
+`quality_threshold`, the last of them a z (−τ); a model file's info so, too, or as `norms`: mean, deviation, tau.
+Proven by tests/eval/test_norm_quality.py.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ import numpy as np
 from recognition.errors import CheckpointError
 
 KEYS = ("quality_mean", "quality_std", "quality_threshold")
+UNIT = "unit length"  # what the metadata of a graph that divides by the norm say of its embedding
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,13 @@ class NormQuality:
 def quality_in(info: Mapping[str, Any], name: str) -> NormQuality | None:
     """The measure that a model file's info or an ONNX file's metadata (numbers as text) carries; None without one.
 
+    None also of a graph whose embeddings have unit length: their norm says nothing.
     name: of the file. CheckpointError when some of the three numbers are missing, or none that can be used.
     """
-    if not any(key in info for key in KEYS):
+    if isinstance(norms := info.get("norms"), Mapping) and not any(key in info for key in KEYS):
+        with contextlib.suppress(KeyError, TypeError):
+            info = dict(zip(KEYS, (norms["mean"], norms["deviation"], -norms["tau"]), strict=True))
+    if not any(key in info for key in KEYS) or info.get("embedding") == UNIT:
         return None
     try:
         mean, std, threshold = (float(json.loads(value) if isinstance(value := info[key], str) else value)

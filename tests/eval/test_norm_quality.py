@@ -11,6 +11,12 @@ def test_numbers_of_a_model_file_and_text_of_an_onnx_file():
     wanted = NormQuality(20.0, 4.0, -2.0)
     assert quality_in({"step": 3, "quality_mean": 20, "quality_std": 4.0, "quality_threshold": -2.0}, "m") == wanted
     assert quality_in({"quality_mean": "20.0", "quality_std": "4", "quality_threshold": "-2"}, "m") == wanted
+    norms = {"mean": 20.0, "deviation": 4.0, "tau": 2.0, "of": "momentum"}
+    assert quality_in({"run": "a", "norms": norms}, "m") == wanted
+    assert quality_in({"run": "a", "norms": None}, "m") is quality_in({"run": "a", "norms": {"mean": 3}}, "m") is None
+    unit = {"quality_mean": "20.0", "quality_std": "4", "quality_threshold": "-2", "embedding": "unit length"}
+    assert quality_in(unit, "m") is None
+    assert quality_in({**unit, "embedding": "raw"}, "m") == wanted
     assert quality_in({"run": "a", "step": 3}, "m") is None
 
 
