@@ -1,17 +1,18 @@
-"""How benchmarks measure: a function in a fresh process, seconds a step, largest memory in use.
+"""How benchmarks measure: a function in a fresh process, seconds a step and of its parts, largest memory in use.
 
 Convention: device is "cpu" or "cuda". Memory is what tensors take on a GPU and what is resident on the CPU. Linux
 counts a process's peak anew on request; elsewhere the peak is that since the process began.
-Proven by tests/benchmarks/test_head_benchmark.py.
+Proven by tests/benchmarks/test_head_benchmark.py and test_step.py beside it.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from recognition.errors import SettingsError
+from recognition.phases import Phases
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -46,6 +48,50 @@ def time_steps(step: Callable[[], object], count: int, device: str) -> tuple[flo
         end.synchronize()
         wall = begin.elapsed_time(end) / 1e3
     return wall / count, cpu / count
+
+
+class PhaseClock(Phases):
+    """Seconds of each part of a step: wall clock on the CPU, CUDA events on the step's stream on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device == "cuda"
+        self.marks: list[tuple[str, Any, Any]] = []
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """See `Phases`; a part may come several times in a step."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self.marks.append((name, begin, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part since the last call; waits for a GPU."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for name, begin, end in self.marks:
+            total[name] = total.get(name, 0.0) + (begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin)
+        self.marks.clear()
+        return total
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def matmul_tflops(device: str, dtype: torch.dtype, threads: int | None = None) -> float:
+    """10¹² operations a second of a large square matrix product on this device, the best of several."""
+    if threads:
+        torch.set_num_threads(threads)
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = min(time_steps(lambda: a @ b, 5, device)[0] for _ in range(4))
+    return 2 * size**3 / seconds / 1e12
 
 
 def memory_now(device: str) -> int:

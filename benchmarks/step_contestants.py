@@ -1,0 +1,194 @@
+"""The contestants of benchmarks/step.py: this project's step, the usual one, and the backbone alone.
+
+Ours is the run that training builds and the step that training takes, from `assemble` and `train_step`, with only its
+`phases` replaced by a clock. Centres, their momentum and the memory are one set of tensors for all contestants of a
+process, so that they fit side by side. With injection every class is fresh from the second step on.
+Proven by tests/benchmarks/test_step.py.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baseline.loader import batches as usual_batches
+from benchmarks.baseline.step import UsualStep, prefetched
+from benchmarks.head import quick_centers, random_centers, share
+from benchmarks.measure import PhaseClock
+from recognition.assembly import assemble, choose_precision
+from recognition.backbones import build as build_backbone
+from recognition.config import Config, load
+from recognition.data.dataset import open_dataset
+from recognition.distributed import Ranks
+from recognition.heads.sharded import HeadStep
+from recognition.train import train_step
+
+RATE = 1e-6  # learning rate: the networks stay what they are, however long it runs
+FOREVER = 1 << 40
+CONFIG = Path(__file__).with_name("step_config.py")
+ALONE, USUAL, OURS = "backbone alone", "baseline", "ours"
+KINDS = (ALONE, USUAL, OURS)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all contestants of one process share.
+
+    data: folder of the set.  resident: one batch that lies on the device already, in every step.
+    workers: threads or processes of a loader.  threads: of torch on the CPU.  overrides: settings, as a.b=value.
+    """
+
+    backbone: str
+    batch: int
+    classes: int
+    sample_rate: float
+    margin: str
+    device: str
+    precision: str
+    data: str
+    resident: bool
+    workers: int
+    threads: int | None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One contestant. kind: of KINDS.  inject: what ours injects.  overrides: settings of this one, as a.b=value."""
+
+    kind: str
+    inject: str = "none"
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As tables and plots call it."""
+        return ", ".join([self.kind, *([] if self.inject == "none" else [self.inject]), *self.overrides])
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A variant ready to run. step: one whole step, its wait for data included.  state: bytes that it keeps."""
+
+    step: Callable[[], object]
+    clock: PhaseClock
+    state: int
+
+
+class NoHead:
+    """In the head's place: a gradient that costs nothing."""
+
+    def __init__(self, batch: int, size: int, device: torch.device) -> None:
+        gradient = torch.randn(batch, size, device=device).div_(batch)
+        label = torch.zeros(batch, dtype=torch.int64, device=device)
+        true = torch.ones((), dtype=torch.bool, device=device)
+        self.result = HeadStep(torch.zeros((), device=device), gradient, true, gradient, label)
+
+    def step(self, *_: object) -> HeadStep:
+        """See ShardedHead.step."""
+        return self.result
+
+    def remember(self, *_: object) -> None:
+        """See ShardedHead.remember."""
+
+    def state(self) -> dict[str, Tensor]:
+        """See ShardedHead.state."""
+        return {}
+
+
+def settings(problem: Problem, variant: Variant) -> Config:
+    """The settings of a variant. Raises SettingsError as a run does."""
+    chosen = [
+        f"data.root={problem.data}", f"data.threads={problem.workers}", f"backbone.name={problem.backbone}",
+        f"batch_size={problem.batch}", f"head.margin={problem.margin}", f"head.sample_rate={problem.sample_rate}",
+        f"precision={problem.precision}", f"head.inject={variant.inject}",
+    ]
+    if variant.inject != "none":
+        chosen += ["head.inject.start_epoch=0", f"head.inject.max_age={FOREVER}"]
+    return load(CONFIG, [*chosen, *problem.overrides, *variant.overrides])
+
+
+def build(problem: Problem, variant: Variant, shared: dict[str, Tensor] | None = None) -> Contestant:
+    """A variant ready to run; `shared`: centres, momentum and memory that all use, filled by the first who needs it."""
+    if problem.threads:
+        torch.set_num_threads(problem.threads)
+    torch.manual_seed(0)
+    shared = {} if shared is None else shared
+    return usual(problem, variant, shared) if variant.kind == USUAL else ours(problem, variant, shared)
+
+
+def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Contestant:
+    """This project's step, or the same without head and data."""
+    config, device, alone = settings(problem, variant), torch.device(problem.device), variant.kind == ALONE
+
+    def centers(seed: int, start: int, stop: int, size: int, device: torch.device | None = None) -> Tensor:
+        if alone:
+            return torch.empty(stop - start, size, device=device)
+        kept = shared.get("weight")
+        fits = kept is not None and kept.shape == (stop - start, size)
+        return kept if fits and kept is not None else random_centers(seed, start, stop, size, device)
+
+    with quick_centers(centers):
+        run = assemble(config, Ranks(device=device))
+    if alone:
+        head: Any = NoHead(problem.batch, config.backbone.embedding_size, device)
+        run.head = head
+    else:
+        share(run.head.state(), shared)
+    clock = run.phases = PhaseClock(problem.device)
+    batches: Iterator[Any] = iter(run.loader.batches(0, FOREVER))
+    if alone or problem.resident:
+        batches = itertools.repeat(next(batches))
+
+    def step() -> None:
+        with clock("data wait"):
+            batch = next(batches)
+        figures = train_step(run, batch, RATE)
+        run.guard.post(run.step, figures.bad)
+
+    networks = [run.backbone] + ([run.momentum.module] if run.momentum else [])
+    kept = [*run.head.state().values(), *run.optimizer.state().values()]
+    return Contestant(step, clock, in_bytes(kept) + sum(in_bytes(network_tensors(network)) for network in networks))
+
+
+def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Contestant:
+    """The usual trainer's step, with the usual trainer's loader."""
+    config, device = settings(problem, variant), torch.device(problem.device)
+    dataset, size = open_dataset(problem.data), config.backbone.embedding_size
+    if "weight" not in shared:
+        shared["weight"] = random_centers(0, 0, dataset.num_classes, size, device)
+        shared["velocity"] = torch.zeros_like(shared["weight"])
+    trained = UsualStep(
+        build_backbone(config.backbone).to(device), shared["weight"], dataset.num_classes, problem.margin,
+        Ranks(device=device), momentum=shared["velocity"], sample_rate=problem.sample_rate,
+        product_dtype=choose_precision(config.precision, device),
+    )
+    clock = trained.phases = PhaseClock(problem.device)
+    images, _ = usual_batches(dataset.paths[0], problem.batch, problem.workers, "opencv",
+                              dataset.offsets_in_all_files().tolist(), pinned=problem.device == "cuda")
+    batches: Iterator[Any] = prefetched(images, device)
+    if problem.resident:
+        batches = itertools.repeat(next(batches))
+
+    def step() -> None:
+        with clock("data wait"):
+            image, label = next(batches)
+        trained.step(image, label, RATE)
+
+    network = network_tensors(trained.backbone)
+    moments = [torch.empty_like(p, device="meta") for p in trained.backbone.parameters()]
+    return Contestant(step, clock, in_bytes([*network, *moments, shared["weight"], shared["velocity"]]))
+
+
+def network_tensors(network: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*network.parameters(), *network.buffers()]
+
+
+def in_bytes(tensors: Iterable[Tensor]) -> int:
+    """How much tensors take together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,80 @@
+"""What follows from the times of benchmarks/step.py: rates, ratios within a round, operations and the floor.
+
+    operations an image   backbone: 2 · MAC forward, twice that backward; the momentum backbone's forward 2 · MAC more;
+                          head: 6 · k · d, k the classes used: cosines, and two products backward
+    floor                 the time that these take at the device's matrix products a second
+
+Proven by tests/benchmarks/test_step.py.
+"""
+
+import statistics
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.step_contestants import ALONE, OURS, USUAL
+from recognition.backbones import BackboneSettings, build
+from recognition.config import Config
+from recognition.memory import INJECTIONS
+
+PEAKS = {"H200": 790, "H100": 989, "A100": 312, "L40S": 362, "V100": 125}
+"""Dense bf16 or fp16 products with float32 sums, 10¹² operations a second: of the H200 as measured with large products,
+of the others as in their data sheets (SXM where there are several)."""
+
+
+def dense_peak(device: str) -> float | None:
+    """The peak of a GPU that is known by its name."""
+    return next((float(peak) for name, peak in PEAKS.items() if name in device), None)
+
+
+def giga_macs(settings: BackboneSettings) -> float:
+    """10⁹ multiplications with an addition of one image's forward, of convolutions and matrix products."""
+    with torch.device("meta"):
+        network, image = build(settings).eval(), torch.empty(1, 3, 112, 112)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image)
+    return counter.get_total_flops() / 2e9
+
+
+def add_figures(rows: list[dict[str, Any]], config: Config, peak: float) -> None:
+    """Complete the rows of one case. peak: 10¹² operations a second."""
+    macs, size = giga_macs(config.backbone) * 1e9, config.backbone.embedding_size
+    for row in rows:
+        momentum = INJECTIONS[row["inject"]]().needs_momentum
+        head = 0 if row["kind"] == ALONE else 6 * max(1, int(row["sample_rate"] * row["classes"])) * size
+        row["giga_macs"], row["giga_flops_per_image"] = macs / 1e9, ((8 if momentum else 6) * macs + head) / 1e9
+        row["floor_images_per_second"] = peak * 1e3 / row["giga_flops_per_image"]
+        row["milliseconds"] = median(row["rounds_ms"])
+        row["images_per_second"] = row["milliseconds"] and row["batch"] / row["milliseconds"] * 1e3
+        rate = row["images_per_second"]
+        row["share_of_floor"] = rate and rate / row["floor_images_per_second"]
+        row["speed_over_baseline"] = over(find(rows, USUAL), row, "rounds_ms")
+        row["cpu_speed_over_baseline"] = over(find(rows, USUAL), row, "rounds_cpu_ms")
+        row["time_over_alone"] = over(row, find(rows, ALONE), "rounds_ms")
+        plain = find(rows, OURS, row["overrides"]) if row["kind"] == OURS else None
+        row["time_over_no_injection"] = over(row, plain, "rounds_ms")
+        row["head_share"] = share(row["breakdown_ms"], ("head", "memory write"), row["milliseconds"])
+
+
+def find(rows: list[dict[str, Any]], kind: str, overrides: list[str] | None = None) -> dict[str, Any] | None:
+    """The row of a kind without injection, of ours the one with these settings."""
+    same = (row for row in rows if row["kind"] == kind and row["inject"] == "none")
+    return next((row for row in same if overrides is None or row["overrides"] == overrides), None)
+
+
+def over(above: dict[str, Any] | None, below: dict[str, Any] | None, what: str) -> float | None:
+    """Median of two rows' ratios round by round: what a round is slowed by, it is slowed by in both."""
+    if not above or not below:
+        return None
+    return median([a / b for a, b in zip(above[what], below[what], strict=False) if b])
+
+
+def share(parts: dict[str, float], names: tuple[str, ...], whole: float | None) -> float | None:
+    """Of some parts in the whole."""
+    return sum(parts.get(name, 0.0) for name in names) / whole if whole else None
+
+
+def median(values: list[float]) -> float | None:
+    """None of nothing."""
+    return statistics.median(values) if values else None

@@ -1,0 +1,174 @@
+"""The step's benchmark: an opponent that trains the same, figures that add up, a result with every field."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import step, step_report
+from benchmarks.baseline.step import UsualStep
+from benchmarks.step_contestants import ALONE, OURS, USUAL, Problem, Variant, settings
+from benchmarks.step_figures import add_figures, dense_peak, giga_macs
+from recognition.assembly import Run, assemble
+from recognition.backbones import BackboneSettings
+from recognition.config import Config
+from recognition.data.batch import Batch, normalise
+from recognition.data.recordio import RecordReader
+from recognition.distributed import Ranks, gather_uneven_rows
+from recognition.errors import SettingsError
+from recognition.phases import PHASES
+from recognition.train import train_step
+
+SMALL = ("backbone.embedding_size=256", "data.reader=fallback")
+LEARNING_RATE = 0.02
+
+
+@pytest.fixture
+def problem(small_set: Path) -> Problem:
+    return Problem("tiny", 8, 12, 1.0, "arcface", "cpu", "fp32", str(small_set), resident=True, workers=0, threads=1,
+                   overrides=SMALL)
+
+
+def _run(ranks: Ranks, config: Config) -> tuple[Run, list[Batch]]:
+    run = assemble(config, ranks)
+    run.head.weight.mul_(30)
+    return run, list(run.loader.batches(0, 3))
+
+
+def _both(ranks: Ranks, config: Config) -> list[list[np.ndarray]]:
+    """Losses of three steps, then the first one's gradients, as momenta, and weights: ours, then the usual step's."""
+    run, batches = _run(ranks, config)
+    other, _ = _run(ranks, config)
+    usual = UsualStep(other.backbone, other.head.weight.clone(), other.dataset.num_classes, "arcface", ranks)
+    losses: list[list[float]] = [[], []]
+    tensors: list[list[np.ndarray]] = []
+    for batch in batches:
+        losses[0].append(train_step(run, batch, LEARNING_RATE).loss.item())
+        losses[1].append(usual.step(normalise(batch.image), batch.label, LEARNING_RATE))
+        tensors = tensors or [_mine(run), _theirs(usual)]
+    return [[np.array(values), *those] for values, those in zip(losses, tensors, strict=True)]
+
+
+def _mine(run: Run) -> list[np.ndarray]:
+    state, momenta = run.head.state(), run.optimizer.state()
+    head = [gather_uneven_rows(state[name], run.ranks) for name in ("weight", "velocity")]
+    named = {name: p.detach() for name, p in run.backbone.named_parameters() if p.requires_grad}
+    gradients = [momenta[f"{name}.momentum_buffer"] for name in named]
+    return [x.numpy().copy() for x in (*head, _joined(named.values()), _joined(gradients))]
+
+
+def _theirs(usual: UsualStep) -> list[np.ndarray]:
+    head = [gather_uneven_rows(x.detach(), usual.ranks) for x in (usual.head.weight, usual.head.momentum)]
+    trained = [p for p in usual.backbone.parameters() if p.requires_grad]
+    momenta = [usual.sgd.state[p]["momentum_buffer"] for p in trained]
+    return [x.numpy().copy() for x in (*head, _joined(trained), _joined(momenta))]
+
+
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_usual_step_trains_the_same(on_ranks, world, problem):
+    """Loss, and in norm the weights and gradients of centres and backbone, to 1e-5."""
+    config = settings(problem, Variant(OURS))
+    for ours, theirs in on_ranks(world, _both, config):
+        assert len(ours) == 5
+        for mine, other in zip(ours, theirs, strict=True):
+            assert np.linalg.norm(mine - other) <= 1e-5 * np.linalg.norm(other)
+
+
+def test_rows_have_every_field_and_add_up(problem, tmp_path):
+    variants = [Variant(ALONE), Variant(USUAL), Variant(OURS), Variant(OURS, "qaface"),
+                Variant(OURS, overrides=("optimizer.implementation=foreach",))]
+    times = step.time_variants(problem, variants, rounds=2, seconds=0.0)
+    rows = [step.row(problem, variant, rounds, (3 << 20, 1 << 20))
+            for variant, rounds in zip(variants, times, strict=True)]
+    add_figures(rows, settings(problem, Variant(OURS)), peak=1.0)
+    for row in rows:
+        parts = row["breakdown_ms"]
+        assert set(parts) - {"data wait", "other"} <= set(PHASES)
+        assert min(parts.values()) >= 0
+        assert parts["other"] < 0.5 * row["milliseconds"]
+        assert sum(parts.values()) == pytest.approx(max(row["rounds_ms"]), rel=1e-3)  # of two rounds the slower one
+        assert row["images_per_second"] == pytest.approx(8e3 / row["milliseconds"])
+        assert (row["peak_mib"], row["state_mib"]) == (3, 1)
+    alone, usual, ours, injected, changed = rows
+    assert (usual["speed_over_baseline"], alone["time_over_alone"], ours["time_over_no_injection"]) == (1, 1, 1)
+    assert injected["time_over_no_injection"] == pytest.approx(
+        np.median(np.divide(injected["rounds_ms"], ours["rounds_ms"])))
+    assert changed["name"] == "ours, optimizer.implementation=foreach"
+    assert alone["breakdown_ms"]["head"] < ours["breakdown_ms"]["head"] < ours["milliseconds"]
+    assert injected["breakdown_ms"]["momentum forward"] > 0 < injected["breakdown_ms"]["memory write"]
+    result = {"date": "", "command": "step.py", "commit": "0123456789", "versions": {"torch": "2"}, "device": "CPU",
+              "threads": 1, "precision": "fp32", "peak_tflops": 1.0, "peak_source": "given", "rows": rows}
+    table = [line for line in step_report.markdown(result).splitlines() if line.startswith("| tiny")]
+    assert len(table) == 2 * len(rows)
+    step_report.plot(rows, tmp_path / "step.png")
+    assert (tmp_path / "step.png").stat().st_size > 1000
+
+
+def test_operations_are_those_of_the_published_networks():
+    """The floors of docs/performance.md follow from these."""
+    for name, expected in (("iresnet18", 2.61), ("iresnet50", 6.31), ("mobilefacenet", 0.434)):
+        assert giga_macs(BackboneSettings(name)) == pytest.approx(expected, rel=0.01)
+    assert dense_peak("NVIDIA H200") == 790
+    assert dense_peak("CPU, 2 cores") is None
+
+
+def test_the_head_counts_as_operations_and_injection_as_a_forward(problem):
+    rows = [step.row(problem, variant, [], (None, None))
+            for variant in (Variant(ALONE), Variant(OURS), Variant(OURS, "vpl"), Variant(OURS, "qaface"))]
+    add_figures(rows, settings(problem, Variant(OURS)), peak=2.0)
+    alone, ours, vpl, qaface = (row["giga_flops_per_image"] for row in rows)
+    assert alone == pytest.approx(6 * rows[0]["giga_macs"])
+    assert ours - alone == pytest.approx(6 * 12 * 256 / 1e9)
+    assert vpl == ours
+    assert qaface - ours == pytest.approx(2 * rows[0]["giga_macs"])
+    assert rows[0]["floor_images_per_second"] == pytest.approx(2000 / alone)
+    assert rows[0]["images_per_second"] is None
+    assert "no room" in step_report.steps_table(rows)[2]
+
+
+def test_presets_and_options():
+    options = step.parse(["--preset", "gpu", "--batch", "64"])
+    cases = list(step.cases(options))
+    assert {case.batch for case in cases} == {64}
+    assert {(case.backbone, case.classes) for case in cases if case.inject == "both"} >= {
+        (name, step_report.TARGET_CLASSES) for name, _ in step_report.TARGETS}
+    options = step.parse(["--backbone", "tiny", "--classes", "10", "20", "--inject", "both", "--injection", "vpl",
+                          "--each", "precision=bf16", "--kinds", "ours"])
+    assert [case.classes for case in step.cases(options)] == [10, 20]
+    names = [variant.name for variant in step.variants(next(iter(step.cases(options))), options)]
+    assert names == ["ours", "ours, precision=bf16", "ours, vpl", "ours, vpl, precision=bf16"]
+    with pytest.raises(SettingsError, match="its own classes"):
+        step.parse(["--data", "folder", "--classes", "10"])
+
+
+def test_made_pictures_have_the_classes_asked_for():
+    with step.pictures("synthetic", 10_000_000, 20) as (folder, classes):
+        reader = RecordReader(folder / "train.rec")
+        assert classes == 10_000_000
+        assert reader.size > 20 * 1000
+        assert step.open_dataset(folder).num_classes == classes
+        assert len(set(step.open_dataset(folder).labels.tolist())) == 20
+
+
+@pytest.mark.slow
+def test_the_command_writes_everything(tmp_path, capsys):
+    out = tmp_path / "folder" / "step.json"
+    step.main(["--backbone", "tiny", "--batch", "8", "--classes", "300", "--rounds", "1", "--seconds", "0", "--threads",
+               "1", "--workers", "1", "--kinds", "baseline", "ours", "--inject", "off", "--set", *SMALL, "--json",
+               str(out), "--markdown", str(tmp_path / "step.md"), "--plot", str(tmp_path / "step.png")])
+    result = json.loads(out.read_text())
+    assert {"date", "command", "commit", "versions", "device", "threads", "precision", "peak_tflops", "peak_source",
+            "rows"} == set(result)
+    assert [row["name"] for row in result["rows"]] == ["baseline", "ours"]
+    weights = 300 * 256 * 4 / 2**20
+    assert all(row["state_mib"] > 2 * weights and row["peak_mib"] > 1 for row in result["rows"])
+    assert (tmp_path / "step.md").read_text().strip() in capsys.readouterr().out
+    assert (tmp_path / "step.png").stat().st_size > 1000
