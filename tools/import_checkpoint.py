@@ -31,7 +31,8 @@ from recognition.heads.centers import shard_range
 
 NETWORKS = {
     "r18": "iresnet18", "r34": "iresnet34", "r50": "iresnet50", "r100": "iresnet100", "r200": "iresnet200",
-    "mbf": "mobilefacenet", "vit_t": "vit_t", "vit_s": "vit_s", "vit_b": "vit_b", "vit_l": "vit_l",
+    "mbf": "mobilefacenet", "mbf_large": "mobilefacenet_large",
+    "vit_t": "vit_t", "vit_s": "vit_s", "vit_b": "vit_b", "vit_l": "vit_l",
 }
 """Its `config.network` and the backbone's name here; what its vit_t_dp005_mask0 and the like add has no weights."""
 

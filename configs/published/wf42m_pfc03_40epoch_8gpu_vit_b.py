@@ -1,6 +1,7 @@
 """WebFace42M, ViT-B, CosFace, 0.3 of the classes a step.
 
-Source:   InsightFace arcface_torch, configs/wf42m_pfc03_40epoch_8gpu_vit_b.py.
+Source:   InsightFace arcface_torch, configs/wf42m_pfc03_40epoch_8gpu_vit_b.py; its code hides 10 % of the tokens
+          whatever its name says, for which add --set backbone.mask=0.1.
 Command:  bash run.sh configs/published/wf42m_pfc03_40epoch_8gpu_vit_b.py --set data.root=FOLDER
 Cost:     40 epochs, 69,120 steps of 24,576 images (8 × 256 × 12 accumulated there). Not run here.
 Expected: MFR-All / IJB-C 1e-4 / 1e-5 97.16 / 97.91 / 97.05.
