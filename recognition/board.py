@@ -1,7 +1,7 @@
 """What TensorBoard shows of a run, in RUN/tensorboard: scalars in groups, lengths as histograms, ROC curves, pictures.
 
     train/ head/ injection/ machine/    the figures of logged steps (recognition/watch.py)
-    head/embedding_norm …               lengths of embeddings as a histogram, of every HISTOGRAM_EVERY-th logged step
+    head/norm_… head/momentum_…         lengths of embeddings; …_all: a histogram now and then (HISTOGRAM_EVERY)
     verification/SET/accuracy …         of every evaluation, and verification/roc, the curves of all sets as a picture
     batch                               pictures of a batch as the network sees them: of the first logged step, and of
                                         the first one of each epoch
@@ -61,11 +61,11 @@ class Board:
         """Show a logged step. image: uint8 [b, 112, 112, 3], a rank's rows of it, on whatever device."""
         for group, values in groups.items():
             for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+                self._writer.add_scalar(f"{group}/{_short(name)}", value, step)
         if self._logged % HISTOGRAM_EVERY == 0:
             for name, lengths in norms.items():
                 if len(lengths) and np.isfinite(lengths).all():
-                    self._writer.add_histogram(f"head/{name}_norm", lengths, step)
+                    self._writer.add_histogram(f"head/{_short(name + '_norm_')}all", lengths, step)
         self._logged += 1
         if self._pictures is not None and image is not None and math.ceil(epoch) > self._epoch_seen:
             self._epoch_seen = math.ceil(epoch)
@@ -81,7 +81,8 @@ class Board:
                 if score.get(figure) is not None:
                     self._writer.add_scalar(f"verification/{score_name(score)}/{figure}", score[figure], step)
         if curves:
-            drawn = roc_picture({name: {"far": far, "tar": tar} for name, (far, tar) in curves.items()}, f"step {step}")
+            rates = {name: {"far": far, "tar": tar} for name, (far, tar) in curves.items()}
+            drawn = roc_picture(rates, f"{next(iter(rates)) if len(rates) == 1 else 'all sets'}, step {step}")
             self._writer.add_image("verification/roc", drawn, step, dataformats="HWC")
         self._writer.flush()
 
@@ -92,6 +93,11 @@ class Board:
                 part.close()
         if self._synced is not None:
             wandb_sync.leave(self._synced)
+
+
+def _short(name: str) -> str:
+    """A figure's name on a chart, where the end of a long one is cut off."""
+    return name.replace("embedding_norm_", "norm_").replace("momentum_norm_", "momentum_")
 
 
 def score_name(score: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def join(config: Config, folder: Path, goes_on: bool) -> Any:
     sent = {name: value for name, value in settings_of(config).items() if name not in PATHS}
     settings = wandb.Settings(
         console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True,
-        x_save_requirements=False, login_timeout=60,
+        x_save_requirements=False, login_timeout=60, quiet=True,
     )
     try:
         return wandb.init(project=config.log.wandb, name=config.name, id=_run_id(folder), resume="allow", config=sent,
