@@ -79,10 +79,13 @@ class Run:
         return passed or self.is_over
 
 
-def assemble(config: Config, ranks: Ranks) -> Run:
-    """Build every part from the settings. Raises SettingsError and DataError before anything is trained."""
+def assemble(config: Config, ranks: Ranks, dataset: RecordDataset | None = None) -> Run:
+    """Build every part from the settings. Raises SettingsError and DataError before anything is trained.
+
+    dataset: where it is open already; else it is opened here, and a file of its samples left beside it.
+    """
     notes: list[str] = []
-    dataset = open_dataset(config.data.root, config.data.weights, sidecar="write", notes=notes)
+    dataset = dataset or open_dataset(config.data.root, config.data.weights, sidecar="write", notes=notes)
     if ranks.is_first:
         for note in notes:
             logger.warning(note)

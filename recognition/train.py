@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -315,13 +315,13 @@ def record_start(run: Run) -> None:
     write_status(run.config.folder, "running", step=run.step, steps=len(run.rates), epoch=run.epoch)
 
 
-def run_rank(arguments: Sequence[str]) -> NoReturn:
-    """`main` as a process of its own: notes how it ended and leaves with its status.
+def run_rank(arguments: Sequence[str], work: Callable[[Sequence[str]], int] = main) -> NoReturn:
+    """`work` as a process of its own: notes how it ended and leaves with its status.
 
     At once: threads that wait for a peer that is gone would keep the interpreter from ending.
     """
     try:
-        status = main(arguments)
+        status = work(arguments)
     except KeyboardInterrupt:
         status = 130
     except Exception as failure:

@@ -64,8 +64,8 @@ from recognition.backbones import BackboneSettings
 from recognition.config import *
 def config():
     return Config(name="run", output={output!r}, batch_size=16, epochs=1,
-                  data=DataSettings({root!r}, reader="fallback"), backbone=BackboneSettings("tiny", 16), log=LogSettings(2, wandb="faces"),
-                  evaluation=EvaluationSettings(("pairs",)))
+                  data=DataSettings({root!r}, reader="fallback"), backbone=BackboneSettings("tiny", 16),
+                  log=LogSettings(2, wandb="faces"), evaluation=EvaluationSettings(("pairs",)))
 """
 
 
