@@ -1,8 +1,8 @@
 """State-dict keys and shapes are those of the published weights, so that files go both ways for good.
 
-The digests were taken of the reference trainer's own networks (arcface_torch's r18 … r200, mbf, mbf_large, vit_t, vit_s,
-vit_b and vit_l, 512 numbers), after state dicts had been exchanged in both directions with strict loading and the
-outputs of both were the same.
+The digests were taken of the reference trainer's own networks (arcface_torch's r18 … r200, mbf, mbf_large, vit_t,
+vit_s, vit_b and vit_l, 512 numbers), after state dicts had been exchanged in both directions with strict loading and
+the outputs of both were the same.
 """
 
 import hashlib
