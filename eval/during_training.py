@@ -17,6 +17,8 @@ from eval.verification import embed_with_mirror, load_bin, reduce_to, score, squ
 from recognition.data.batch import normalise
 from recognition.distributed import Ranks, gather_uneven_rows, max_over_ranks
 
+# With malloc as it comes, a CPU is faster with 8 (docs/evaluation.md, "Measured"): it gives large maps back to the
+# system and fetches them anew. As the launcher sets it, 64 are as fast as 8, and with a small network faster.
 IMAGES_AT_ONCE = 64
 
 
@@ -28,9 +30,9 @@ class Verifier:
 
     def __init__(self, sets: Sequence[Path], degrade: Sequence[int], ranks: Ranks) -> None:
         self.ranks = ranks
+        self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._width = 0
         self._shares: list[tuple[str, int | None, np.ndarray, np.ndarray]] = []
-        self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for path in sets:
             pairs = load_bin(path)
             bounds = [len(pairs.images) * r // ranks.world_size for r in (ranks.rank, ranks.rank + 1)]
@@ -62,9 +64,9 @@ class Verifier:
         was_training = backbone.training
         backbone.eval()
         results: list[dict[str, Any]] = []
+        self.curves = {}
         for name, side, images, issame in self._shares:
             sums, norms = embed_with_mirror(embed, images)
-        self.curves = {}
             if max_over_ranks(torch.tensor([stopping()], dtype=torch.int32, device=device), self.ranks).item():
                 break
             whole = self._all(sums)
