@@ -41,13 +41,10 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any, within: nn.Module)
 
     within: the module whose BatchNorms the function passes through.
     """
-    result: Tensor = checkpoint(
-        function,
-        *inputs,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_held(within)),
-    )
+    held: dict[str, Any] = {"context_fn": lambda: (contextlib.nullcontext(), _statistics_held(within))}
+    if torch.compiler.is_compiling():  # which moves statistics once by itself, and takes no contexts
+        held = {}
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **held)
     return result
 
 

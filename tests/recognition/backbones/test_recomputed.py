@@ -9,6 +9,7 @@ from torch import nn
 
 from recognition import distributed
 from recognition.backbones import BackboneSettings, build
+from recognition.backbones.recomputed import Blocks
 from recognition.backbones.vit import VisionTransformer
 from recognition.batch_statistics import BatchStatistics
 from recognition.config import Config, changes, settings_of
@@ -28,9 +29,14 @@ def images(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, 112, 112, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def steps(name: str, checkpointing: bool, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Any], int]:
+def steps(
+    name: str, checkpointing: bool, dtype: torch.dtype = torch.float32, compiled: str = "off"
+) -> tuple[dict[str, Any], int]:
     """State and gradients after two steps, and the bytes that their graphs held."""
     module, held = built(name, checkpointing), list[int]()
+    blocks = [part for row in module.modules() if isinstance(row, Blocks | nn.ModuleList) for part in row]
+    for part in {"off": [], "blocks": blocks, "whole": [module]}[compiled]:
+        part.compile(backend="aot_eager", dynamic=False)
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.data_ptr() not in parameters:
@@ -44,7 +50,7 @@ def steps(name: str, checkpointing: bool, dtype: torch.dtype = torch.float32) ->
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
         ):
-            embedding = module(images(4, step))
+            embedding = module(images(3, step))
         embedding.backward(torch.randn(embedding.shape))
         with torch.no_grad():
             for p in module.parameters():
@@ -68,6 +74,18 @@ def test_same_bits_and_less_memory(name: str) -> None:
 def test_same_bits_under_autocast() -> None:
     (expected, _), (found, _) = (steps("vit", checkpointing, torch.bfloat16) for checkpointing in (False, True))
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "vit"])
+@pytest.mark.parametrize("compiled", ["blocks", "whole"])
+def test_same_bits_and_less_memory_when_compiled(name: str, compiled: str) -> None:
+    """As torch.compile traces it, forward and backward, without its code generator."""
+    (expected, whole), (found, held) = (steps(name, again, compiled=compiled) for again in (False, True))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    assert held < 0.5 * whole, (held, whole)
 
 
 def test_the_statistics_would_move_twice_if_they_were_not_held() -> None:
@@ -97,7 +115,7 @@ def _gradients(ranks: Ranks, name: str, checkpointing: bool, parts: int) -> dict
     backbone = built(name, checkpointing)
     replica = distributed.replicate(backbone, ranks, torch.zeros(2, 3, 112, 112))
     generator = torch.Generator().manual_seed(ranks.rank)
-    image, gradient = torch.rand(8, 3, 112, 112, generator=generator), torch.randn(8, 24, generator=generator)
+    image, gradient = torch.rand(6, 3, 112, 112, generator=generator), torch.randn(6, 24, generator=generator)
     batch = MicroBatches(image, parts, replica, torch.float32, lambda part: torch.manual_seed(10 * ranks.rank + part))
     torch.manual_seed(ranks.rank)
     batch.embed(BatchStatistics(backbone, ranks))
@@ -108,8 +126,7 @@ def _gradients(ranks: Ranks, name: str, checkpointing: bool, parts: int) -> dict
     return {name: value.numpy() for name, value in found.items()}
 
 
-@pytest.mark.parametrize("name", ["tiny", "vit"])
-@pytest.mark.parametrize(("world", "parts"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("name", "world", "parts"), [("tiny", 1, 2), ("tiny", 2, 2), ("vit", 2, 1), ("vit", 2, 2)])
 def test_ranks_and_parts(on_ranks: Any, name: str, world: int, parts: int) -> None:
     """With DDP's summing hook and with micro-batches: the same bits on every rank."""
     plain = on_ranks(world, _gradients, name, False, parts)
