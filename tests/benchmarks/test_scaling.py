@@ -1,0 +1,193 @@
+"""The scaling benchmark: its formulas against counted steps, its arithmetic, what it prints and writes."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import scaling, scaling_count
+from benchmarks.scaling_fit import fit, foretell
+from benchmarks.scaling_model import (
+    Backbone,
+    Collective,
+    Hardware,
+    Step,
+    collectives,
+    memory,
+    modelled,
+    seconds,
+    state_bytes,
+)
+from recognition.backbones import BackboneSettings, build
+from recognition.distributed import Ranks
+from recognition.heads.sharded import ShardedHead
+
+CLASSES, SIZE = 300, 32
+COUNTED = [(1.0, False), (0.1, False), (0.1, True)]
+
+
+def _counts(ranks: Ranks, root: Path) -> list[dict]:
+    return [scaling_count.count_steps(ranks, root, _step(ranks.world_size, *kind), "tiny") for kind in COUNTED]
+
+
+def _seen(ranks: Ranks, root: Path) -> int:
+    """Collectives that torch itself has seen in a step with everything on, the third: DDP lays its buckets before."""
+    run = scaling_count.build_run(ranks, root, _step(ranks.world_size, 0.1, True), "tiny")
+    batch = next(iter(run.loader.batches(0, 1)))
+    for _ in range(2):
+        scaling_count.train_step(run, batch, 0.0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        figures = scaling_count.train_step(run, batch, 0.0)
+        run.guard.post(run.step, figures.bad)
+    return sum(event.count for event in profile.key_averages() if event.key.startswith("c10d::"))
+
+
+def _step(world: int, rate: float, inject: bool) -> Step:
+    return Step(CLASSES, 16, world, rate, inject, inject, SIZE)
+
+
+def _told(step: Step) -> dict:
+    return {kind.name: (kind.calls, kind.num_bytes) for kind in collectives(step, _tiny())}
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_what_is_exchanged_equals_the_formulas_on_every_rank(on_ranks, tmp_path, world):
+    root = scaling_count.write_set(tmp_path / "set", CLASSES)
+    for found in on_ranks(world, _counts, root):
+        assert [each["counted"] for each in found] == [_told(_step(world, *kind)) for kind in COUNTED]
+
+
+def test_no_exchange_escapes_the_count(on_ranks, tmp_path):
+    root = scaling_count.write_set(tmp_path / "set", CLASSES)
+    told = sum(calls for calls, _ in _told(_step(2, 0.1, True)).values())
+    assert on_ranks(2, _seen, root) == [told, told]
+
+
+@functools.cache
+def _tiny() -> Backbone:
+    return scaling_count.count_backbone("tiny", SIZE)
+
+
+def test_one_rank_exchanges_nothing():
+    assert collectives(Step(CLASSES, 16, 1), _tiny()) == []
+
+
+def test_a_backbone_is_counted():
+    """IResNet-18: 24.0 M parameters, 2.61 GMAC, as published tables have it; its floors on an H200."""
+    found = scaling_count.count_backbone("iresnet18")
+    assert found.parameters == pytest.approx(24.0e6, rel=0.002)
+    assert found.parameters == sum(p.numel() for p in build(BackboneSettings("iresnet18")).parameters()
+                                   if p.requires_grad)
+    assert found.macs == pytest.approx(2.61e9, rel=0.001)
+    assert sum(found.gradients) == 4 * found.parameters
+    step, at_peak = Step(1, 1, 1), Hardware(efficiency=1.0, memory=float("inf"))
+    assert 1 / seconds(step, found, at_peak)["backbone"] == pytest.approx(50_400, rel=0.003)
+    assert 1 / seconds(step, found, Hardware(efficiency=1.0))["backbone"] == pytest.approx(26_800, rel=0.04)
+
+
+def test_half_precision_keeps_about_half():
+    fp32 = scaling_count.kept_bytes("tiny", SIZE, torch.float32)
+    assert 1.3 * _tiny().kept < fp32 < 2.1 * _tiny().kept
+
+
+@pytest.mark.parametrize("inject", [False, True])
+def test_state_of_the_head_is_the_formula_s(tmp_path, inject):
+    root = scaling_count.write_set(tmp_path / "set", CLASSES)
+    for stored, name in ((4, "fp32"), (2, "bf16")):
+        step = Step(CLASSES, 16, 1, 1.0, inject, inject, SIZE, stored)
+        run = scaling_count.build_run(Ranks(), root, step, "tiny", (f"head.storage={name}",))
+        assert isinstance(run.head, ShardedHead)
+        assert state_bytes(step) == sum(tensor.nbytes for tensor in run.head.state().values())
+
+
+def test_rows_used_are_the_head_s(tmp_path):
+    root = scaling_count.write_set(tmp_path / "set", CLASSES)
+    for rate, batch in ((1.0, 16), (0.2, 16), (0.01, 64)):
+        step = Step(CLASSES, batch, 1, rate, size=SIZE)
+        head = scaling_count.build_run(Ranks(), root, step, "tiny").head
+        assert head.rows(torch.zeros(batch, dtype=torch.int64), 0).count == step.used
+
+
+def test_bytes_around_a_ring():
+    assert Collective("gather_rows", 1, 800).moved(8) == 700
+    assert Collective("sum of gradients", 1, 800).moved(8) == 1400
+    assert Collective("sum of gradients", 1, 800).moved(1) == 0
+
+
+def test_the_head_s_work_does_not_depend_on_the_number_of_gpus():
+    """At the same images a GPU: classes a GPU fall as the global batch grows, 8·C·d flops an image."""
+    backbone, hardware = _tiny(), Hardware(memory=float("inf"))
+    rows = [modelled(Step(10_000_000, 128 * gpus, gpus), backbone, hardware) for gpus in (1, 8, 64)]
+    heads = [row["seconds"]["head"] for row in rows]
+    assert heads == pytest.approx([8 * 1e7 * 512 * 128 / 790e12 / 0.7] * 3)
+    assert rows[0]["memory"]["classes"] == 64 * rows[2]["memory"]["classes"]
+    assert rows[0]["moved"] == 0 < rows[1]["moved"] < rows[2]["moved"]
+
+
+def test_gradients_hide_behind_the_backward():
+    """Only what outlasts two thirds of the backbone is waited for."""
+    backbone, step = _tiny(), Step(1000, 64, 2)
+    exposed = [seconds(step, backbone, Hardware(link=link, latency=0.0))["exchange"] for link in (1e12, 1e6)]
+    waited = sum(kind.moved(2) for kind in collectives(step, backbone) if kind.waited)
+    assert exposed[0] == pytest.approx(waited / 1e12)
+    every = sum(kind.moved(2) for kind in collectives(step, backbone)) / 1e6
+    hidden = 2 / 3 * seconds(step, backbone, Hardware())["backbone"]
+    assert exposed[1] == pytest.approx(every - hidden)
+
+
+def test_memory_of_half_precision_rows():
+    backbone = _tiny()
+    full, half = (memory(Step(1_000_000, 64, 1, memory=True, stored=stored), backbone)["classes"] for stored in (4, 2))
+    assert (full, half) == (6152e6, 3080e6)  # docs/heads.md: bytes a class, times a million
+
+
+def test_a_fit_finds_the_constants_and_never_a_negative_one():
+    terms = [[b * c, c, 1.0] for b in (8, 16, 32) for c in (1e3, 2e3, 4e3)]
+    truth = np.array([2e-6, 5e-5, 0.25])
+    np.testing.assert_allclose(fit(terms, np.asarray(terms) @ truth), truth, rtol=1e-9)
+    assert (fit([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]], [1.0, 1.9, 2.7]) >= 0).all()
+    falling = fit([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]], [3.0, 2.0, 1.0])
+    assert falling[0] == 0 < falling[1]
+
+
+def test_only_what_is_not_held_out_is_fitted():
+    rows = [{"x": x, "t": 2.0 * x, "held_out": x > 2} for x in (1.0, 2.0, 4.0)]
+    rows[2]["t"] = 10.0
+    assert foretell("it", rows, lambda row: [row["x"]], "t") == pytest.approx([2.0])
+    assert rows[2]["model"] == pytest.approx(8.0)
+    assert rows[2]["error"] == pytest.approx(-0.2)
+
+
+def test_the_model_alone(tmp_path, capsys):
+    out, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    scaling.main(["--no-measure", "--backbones", "tiny", "--classes", "1000000", "100000000", "--json", str(out),
+                  "--plot", str(picture)])
+    result = json.loads(out.read_text())
+    assert {row["is"] for row in result["modelled"]} == {"modelled"}
+    assert len(result["modelled"]) == 2 * 3 * 2 * 2
+    assert result["hardware"] == dataclasses.asdict(Hardware())
+    printed = capsys.readouterr().out
+    assert "MODELLED" in printed
+    assert "MEASURED" not in printed
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_small_measurement(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    scaling.main(["--quick", "--repeats", "1", "--ranks", "1", "2", "--size", "64", "--backbones", "tiny",
+                  "--measured-backbone", "tiny", "--json", str(out)])
+    measured = json.loads(out.read_text())["measured"]
+    assert all(row["exact"] for row in measured["exchange"])
+    assert {row["ranks"] for row in measured["exchange"]} == {1, 2}
+    assert all(row["state"] == row["formula"] for row in measured["head_memory"])
+    for row in measured["head"] + measured["backbone"]:
+        assert row["seconds"] > 0 < row["model"]
+    assert any(row["held_out"] for row in measured["head"])
+    printed = capsys.readouterr().out
+    assert printed.count("MEASURED") == 4
+    assert "what the fit had not seen" in printed
