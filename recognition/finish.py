@@ -23,13 +23,14 @@ from eval.ijb_cache import model_identity
 from eval.verification import evaluate_with_curve, load_bin, write_json
 from recognition.config import Config, find_sets, settings_of
 from recognition.data.dataset import open_dataset, split_roots
-from tools.export_onnx import export, read_images
+from tools.export_onnx import CHECK, export
+from tools.exporting.images import read_images
 
 
 def finish(config: Config) -> dict[str, Any]:
     """Export the run's last model, evaluate the exported file, write evaluation.json and print the closing table."""
     model = config.folder / "model.onnx"
-    images = read_images(split_roots(config.data.root)[0])
+    images = read_images(split_roots(config.data.root)[0], CHECK)
     print(f"exporting {model} and evaluating it", flush=True)
     parity = export(config.folder / "model_last.pt", model, images)
     embedder = load_embedder(model)

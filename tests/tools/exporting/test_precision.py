@@ -1,0 +1,96 @@
+"""float16 and int8: what is in the file, how near it is, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from recognition.errors import NumericsError, SettingsError
+from tools.export_onnx import export
+from tools.exporting.form import Form
+
+
+def types_of(path: Path) -> dict[str, set[int]]:
+    """Types of the initializers, by the kind of node that reads them."""
+    graph = onnx.load(str(path)).graph
+    values = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    found: dict[str, set[int]] = {}
+    for node in graph.node:
+        found.setdefault(node.op_type, set()).update(values[name] for name in node.input if name in values)
+    return found
+
+
+def test_half(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    plain = export(given_file(), tmp_path / "plain.onnx", faces)
+    report = export(given_file(), tmp_path / "half.onnx", faces, form=Form("fp16"))
+    assert report.precision == "fp16"
+    assert 0.999 < report.min_cosine < 1
+    assert report.num_bytes < 0.65 * plain.num_bytes
+    model = onnx.load(str(tmp_path / "half.onnx"))
+    assert not [t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
+    assert [node.op_type for node in model.graph.node if node.op_type == "Cast"] == ["Cast", "Cast"]
+    ends = (*model.graph.input, *model.graph.output)
+    assert [value.type.tensor_type.elem_type for value in ends] == [TensorProto.FLOAT] * 2
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    inside = {value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    assert inside == {TensorProto.FLOAT16}, "every tensor inside is float16"
+
+
+def test_half_refuses_what_float16_cannot_hold(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray
+) -> None:
+    def large(model: onnx.ModelProto) -> None:
+        (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "b3")
+        weight.CopyFrom(numpy_helper.from_array(np.full(16, 7e4, np.float32), "b3"))
+
+    with pytest.raises(NumericsError, match=r"b3 has 70000, float16 ends at 65504"):
+        export(given_file(change=large), tmp_path / "out.onnx", faces, form=Form("fp16"))
+
+    def foreign(model: onnx.ModelProto) -> None:
+        model.graph.node[1].CopyFrom(helper.make_node("FastGelu", ["c1"], ["p1"], domain="com.microsoft"))
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    with pytest.raises(SettingsError, match=r"the operator com\.microsoft\.FastGelu is none of ONNX's own"):
+        export(given_file(change=foreign), tmp_path / "out.onnx", faces, form=Form("fp16"))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_int8(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    plain = export(given_file(), tmp_path / "plain.onnx", faces)
+    report = export(given_file(), tmp_path / "int8.onnx", faces, form=Form("int8"))
+    assert 0.98 < report.min_cosine < 0.999999
+    assert report.num_bytes < 0.6 * plain.num_bytes  # of a network this small the nodes count
+    model = onnx.load(str(tmp_path / "int8.onnx"))
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)] == [1, 1]
+    kinds = types_of(tmp_path / "int8.onnx")
+    assert TensorProto.FLOAT not in kinds["Conv"] | kinds["Gemm"], "weights are read through DequantizeLinear"
+    assert kinds["PRelu"] == {TensorProto.FLOAT}
+    assert "Clip" not in kinds, "the range of the convolution's output does what Clip did"
+    makers = {name: node for node in model.graph.node for name in node.output}
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            weight, scale = makers[node.input[1]].input[:2]
+            assert values[weight].data_type == TensorProto.INT8
+            assert list(values[scale].dims) == [values[weight].dims[0]], "a scale for every output channel"
+
+
+def test_int8_wants_images_and_says_so(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    with pytest.raises(SettingsError, match="--precision int8 is calibrated on faces: --images SET"):
+        export(given_file(), tmp_path / "out.onnx", form=Form("int8"))
+    export(given_file(), tmp_path / "int8.onnx", faces, form=Form("int8"))
+    with pytest.raises(SettingsError, match="quantised already"):
+        export(tmp_path / "int8.onnx", tmp_path / "out.onnx", faces)
+    export(given_file(), tmp_path / "half.onnx", faces, form=Form("fp16"))
+    with pytest.raises(SettingsError, match="expected a float32 network"):
+        export(tmp_path / "half.onnx", tmp_path / "out.onnx", faces)
+
+
+def test_a_limit_of_ones_own(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    with pytest.raises(NumericsError, match=r"expected at least 0\.9999999 in int8"):
+        export(given_file(), tmp_path / "out.onnx", faces, form=Form("int8", least_cosine=0.9999999))
+    assert not (tmp_path / "out.onnx").exists()

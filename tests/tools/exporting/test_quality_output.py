@@ -1,0 +1,135 @@
+"""The second output: the z-score of the norm, by the run's own statistics or by measured ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from eval.pixels import normalise
+from recognition import checkpoint
+from recognition.backbones import BackboneSettings
+from recognition.backbones.model_file import load_model
+from recognition.config import Config, DataSettings, EvaluationSettings, LogSettings
+from recognition.distributed import Ranks
+from recognition.errors import NumericsError, SettingsError
+from recognition.heads.margins import ArcFace
+from recognition.heads.sharded import HeadSettings
+from recognition.memory import QAFace, quality_weight
+from recognition.train import train
+from tools.export_onnx import export
+from tools.exporting.form import Form
+from tools.exporting.images import read_images
+from tools.exporting.quality import Norms, measured_norms, norms_of_info, norms_of_run
+
+INFO = {"norms": {"mean": 11.0, "deviation": 1.5, "tau": 2.5, "of": "momentum"}}
+
+
+def outputs(path: Path, faces: np.ndarray) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"data": normalise(faces)}), strict=True))
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_quality_is_the_z_score_of_the_raw_norm(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, precision: str, unit: bool
+) -> None:
+    out = tmp_path / "out.onnx"
+    export(given_file(), tmp_path / "raw.onnx", faces)
+    report = export(given_file(), out, faces, form=Form(precision, unit=unit, quality=True))  # type: ignore[arg-type]
+    norms = report.norms
+    assert norms is not None
+    assert norms.source == "measured at export on 64 images"
+    length = np.linalg.norm(outputs(tmp_path / "raw.onnx", faces[:7])["embedding"].astype(np.float64), axis=1)
+    found = outputs(out, faces[:7])
+    assert list(found) == ["embedding", "quality"]
+    assert found["quality"].dtype == np.float32
+    np.testing.assert_allclose(found["quality"], norms.z(length), atol=1e-3 if precision == "fp32" else 0.1)
+    assert report.quality_error is not None
+    assert report.quality_error < (1e-3 if precision == "fp32" else 0.1)
+    facts = {entry.key: entry.value for entry in onnx.load(str(out)).metadata_props}
+    assert float(facts["quality_mean"]) == norms.mean
+    assert float(facts["quality_std"]) == norms.deviation
+    assert float(facts["quality_threshold"]) == -2.0
+    assert facts["quality_source"] == norms.source
+
+
+def test_below_the_threshold_is_what_training_ignores() -> None:
+    norms = norms_of_info(INFO)
+    assert norms == Norms(11.0, 1.5, -2.5, "training: the momentum backbone on augmented images")
+    norm = np.linspace(1, 20, 200)
+    weight = quality_weight(torch.from_numpy(norm), torch.tensor([11.0, 1.5, 1.0]), 2.5).numpy()
+    assert ((weight == 0) == (norms.z(norm) < norms.threshold)).all()
+    assert 0 < (weight == 0).sum() < len(norm)
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [None, 5, {}, {"mean": 1.0, "deviation": 0.0, "tau": 2.0}, {"mean": float("nan"), "deviation": 1.0, "tau": 2.0},
+     {"mean": "1", "deviation": 1.0, "tau": 2.0}],
+)  # fmt: skip
+def test_norms_that_cannot_be_used_are_none(norms: object) -> None:
+    assert norms_of_info({"norms": norms}) is None
+
+
+def test_without_statistics_it_takes_images(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    with pytest.raises(SettingsError, match="no μ and σ of a QAFace run; --images SET to measure them on"):
+        export(given_file(), tmp_path / "out.onnx", form=Form(quality=True))
+    with pytest.raises(SettingsError, match="--norms run: it tells no μ and σ"):
+        export(given_file(), tmp_path / "out.onnx", faces, form=Form(quality=True, norms="run"))
+    with pytest.raises(SettingsError, match="give --quality as well"):
+        Form(norms="run")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_measured_norms_are_those_of_numpy() -> None:
+    embedding = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    norms, length = measured_norms(embedding), np.linalg.norm(embedding, axis=1)
+    assert norms.mean == pytest.approx(length.mean())
+    assert norms.deviation == pytest.approx(length.std())
+    with pytest.raises(NumericsError, match="the norms of 3 images have mean 0, deviation 0"):
+        measured_norms(np.zeros((3, 8), np.float32))
+
+
+def qaface_run(output: Path, root: Path, **inject: object) -> Config:
+    return Config(
+        name="run", output=str(output), batch_size=16, epochs=2 / 6,
+        data=DataSettings(str(root), reader="fallback"), backbone=BackboneSettings("tiny", embedding_size=16),
+        head=HeadSettings(ArcFace(s=16.0, m=0.3), inject=QAFace(tau=1.5, **inject)),  # type: ignore[arg-type]
+        evaluation=EvaluationSettings(every_epochs=0), log=LogSettings(every_steps=1, tensorboard=False),
+    )  # fmt: skip
+
+
+def test_a_model_file_carries_its_runs_norms(tmp_path: Path, small_set: Path) -> None:
+    config = qaface_run(tmp_path, small_set)
+    train(config, Ranks())
+    _, _, info = load_model(config.folder / "model_last.pt")
+    saved = checkpoint.open_save(config.folder, Ranks())
+    mean, deviation, known = saved.replicated()["memory.statistics"].tolist()
+    assert known == 1
+    assert info["norms"] == {"mean": mean, "deviation": deviation, "tau": 1.5, "of": "momentum"}
+    norms = norms_of_info(info)
+    assert norms == norms_of_run(config.folder), "what older model files lack stands in the checkpoint"
+    assert norms == Norms(mean, deviation, -1.5, "training: the momentum backbone on augmented images")
+
+
+@pytest.mark.slow
+def test_the_quality_of_a_run(tmp_path: Path, small_set: Path) -> None:
+    config = qaface_run(tmp_path, small_set, norm_source="online")
+    train(config, Ranks())
+    faces = read_images(small_set, 40)
+    report = export(config.folder, tmp_path / "out.onnx", faces, form=Form(quality=True))
+    assert report.norms is not None
+    assert report.norms.source == "training: the online backbone on augmented images"
+    found = outputs(tmp_path / "out.onnx", faces)
+    length = np.linalg.norm(found["embedding"], axis=1)
+    np.testing.assert_allclose(found["quality"], report.norms.z(length), atol=1e-3)
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert norms_of_run(tmp_path) is None

@@ -1,0 +1,82 @@
+"""Somebody's ONNX file as what is exported: made bare, its batch freed, and what cannot be taken on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from eval.pixels import normalise
+from recognition.errors import SettingsError
+from tools.export_onnx import default_out, export
+from tools.exporting.form import Form
+
+
+def run(path: Path, faces: np.ndarray, name: str = "data") -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: normalise(faces)})[0]
+
+
+def test_names_and_constants_become_ours(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    expected = run(given_file(), faces[:3], "pixels")
+    export(given_file(), tmp_path / "out.onnx", faces)
+    graph = onnx.load(str(tmp_path / "out.onnx")).graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["data", "embedding"]
+    assert "Constant" not in {node.op_type for node in graph.node}
+    assert not graph.doc_string
+    arrays = [(t.data_type, tuple(t.dims), t.raw_data) for t in graph.initializer]
+    assert len(set(arrays)) == len(arrays), "no weight stands there twice"
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", faces[:3]), expected, atol=1e-5)
+
+
+def test_a_batch_of_one_is_freed(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    path, out = given_file(1), tmp_path / "out.onnx"
+    expected = np.concatenate([run(path, faces[number : number + 1], "pixels") for number in range(5)])
+    report = export(path, out, faces)
+    assert [row[0] for row in report.batches] == [1, 3, 32]
+    np.testing.assert_allclose(run(out, faces[:5]), expected, atol=1e-5)
+    report = export(path, out, faces, form=Form("int8", batch=1))
+    assert [row[0] for row in report.batches] == [1]
+
+
+def test_a_batch_that_cannot_be_freed(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    def bind(model: onnx.ModelProto) -> None:
+        """Add weights of the size of a batch of two."""
+        node = model.graph.node[-1]
+        node.input[2] = "bound"
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 16), np.float32), "bound"))
+
+    with pytest.raises(SettingsError, match=r"theirs.onnx: the graph does not run on .* images: .*; --batch 2 keeps"):
+        export(given_file(2, bind), tmp_path / "out.onnx", faces)
+    assert export(given_file(2, bind), tmp_path / "out.onnx", faces, form=Form(batch=2)).min_cosine > 0.99999
+
+
+def test_weights_beside_the_file_come_into_it(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray
+) -> None:
+    path = given_file()
+    expected = run(path, faces[:2], "pixels")
+    onnx.save(onnx.load(str(path)), str(path), save_as_external_data=True, size_threshold=0, location="theirs.data")
+    export(path, tmp_path / "out.onnx", faces)
+    (tmp_path / "theirs.data").unlink()
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", faces[:2]), expected, atol=1e-5)
+
+
+def test_what_cannot_be_taken_on(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    path = given_file()
+    with pytest.raises(SettingsError, match="is the file to be exported; give another OUT"):
+        export(path, path, faces)
+    export(path, tmp_path / "two.onnx", faces, form=Form(quality=True))
+    with pytest.raises(SettingsError, match=r"and one output \[n, d\], got .*'n'\]\]"):
+        export(tmp_path / "two.onnx", tmp_path / "out.onnx", faces)
+
+
+def test_where_files_go(tmp_path: Path) -> None:
+    (tmp_path / "a run.v2").mkdir()
+    assert default_out(tmp_path / "a run.v2", "fp32") == tmp_path / "a run.v2" / "model.onnx"
+    assert default_out(tmp_path / "a run.v2", "int8") == tmp_path / "a run.v2" / "model_int8.onnx"
+    assert default_out(Path("nets/r50.pt"), "fp32") == Path("nets/r50.onnx")
+    assert default_out(Path("nets/r50.onnx"), "fp16") == Path("nets/r50_fp16.onnx")
