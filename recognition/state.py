@@ -21,6 +21,7 @@ from recognition.backbones.model_file import save_model, save_weights
 from recognition.checkpoint import Keep, Published, Saver
 from recognition.config import changes, settings_of
 from recognition.errors import CheckpointError, SettingsError
+from recognition.memory import QAFace
 from recognition.replicas import require_equal
 from recognition.status import write_status
 
@@ -71,8 +72,14 @@ def save(run: Run, saver: Saver) -> None:
 
 
 def model_info(run: Run) -> dict[str, Any]:
-    """What a model file says of where it comes from."""
-    return {"run": run.config.name, "step": run.step, "epoch": run.epoch, "scores": run.scores}
+    """What a model file says of where it comes from, and by which norms its run knows quality (eqs. 8 and 9)."""
+    info = {"run": run.config.name, "step": run.step, "epoch": run.epoch, "scores": run.scores}
+    memory = run.head.memory
+    if memory is None or not isinstance(memory.injection, QAFace):
+        return info
+    mean, deviation, known = memory.statistics.tolist()
+    norms = {"mean": mean, "deviation": deviation, "tau": memory.injection.tau, "of": memory.injection.norm_source}
+    return info | {"norms": norms} if known else info
 
 
 def keep_best(run: Run) -> None:
