@@ -58,7 +58,7 @@ def open_unchanged(
 
 def model_hashes(model: str | Path) -> list[str]:
     """SHA-256 of a model's file, and of the files that hold its weights, if any."""
-    return [_sha256(path) for path in _model_files(Path(model))]
+    return [file_sha256(path) for path in _model_files(Path(model))]
 
 
 def model_identity(
@@ -93,7 +93,8 @@ def external_files(model: Path) -> list[Path]:
     return [model.parent / name for name in sorted(names)]
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits; CheckpointError when it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

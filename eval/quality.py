@@ -22,6 +22,7 @@ from prettytable import PrettyTable
 from tqdm import tqdm
 
 from eval.embed import IMAGE_SIZE, Embed, require_finite
+from eval.ijb_cache import default_cache
 from eval.ijb_lists import find_target
 from eval.model_options import add_model_options, given_in
 from eval.pixels import Given
@@ -201,10 +202,12 @@ def evaluate(
     model: str | Path, images: ImageSet, sides: Sequence[int], threads: int | None = None, device: str = "auto",
     progress: bool = False, *, given: Given | None = None, subjects: ImageSet | None = None,
     sets: Sequence[str | Path] = (), ijb: Sequence[str | Path] = (), fmr: float = FMR,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """All saves of a run, or a model file: {model, histogram_edges, snapshots, examples, …}, see docs/evaluation.md.
 
-    Examples, `subjects` and the pairs of `sets` (.bin files) and `ijb` (folders) are of the last save.
+    Examples, `subjects` and the pairs of `sets` (.bin files) and `ijb` (folders) are of the last save. Embeddings of
+    IJB are kept in the folder `cache`, if any, as eval.ijb keeps them.
     Raises as open_snapshots, measure, quality_pairs.
     """
     measured = []
@@ -225,7 +228,8 @@ def evaluate(
         made = [measure_set(snapshot.embed, path, sides, fmr, progress) for path in sets]
         result["verification"] = [row for rows, _ in made for row in rows]
         result["pairs"] = [one for _, compared in made for one in compared]
-        result["pairs"] += [measure_ijb(snapshot.embed, folder, fmr, progress) for folder in ijb]
+        kept = (cache, snapshot.identity()) if ijb and cache is not None and snapshot.identity is not None else None
+        result["pairs"] += [measure_ijb(snapshot.embed, folder, fmr, progress, kept) for folder in ijb]
     return result
 
 
@@ -293,6 +297,9 @@ def main(arguments: Sequence[str]) -> int | None:
     parser.add_argument("--ijb", nargs="+", default=[], metavar="DIR", help="also the 1:1 pairs of IJB folders")
     parser.add_argument("--fmr", type=float, default=FMR, metavar="RATE",
                         help=f"false-match rate of error versus discard (default: {FMR:g})")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--cache", metavar="FOLDER", help="keep IJB's embeddings there (default: as eval.ijb)")
+    where.add_argument("--no-cache", action="store_true", help="keep none")
     parser.add_argument("--json", metavar="OUT", help="write the results there")
     parser.add_argument("--figures", metavar="FOLDER", help="draw the paper's Figs. 4, 5, 8, 9 and Table 1 there")
     add_model_options(parser, positional=False)
@@ -313,7 +320,8 @@ def main(arguments: Sequence[str]) -> int | None:
     images, subjects = load_images(options.images, options.count), load_subjects(options.images)
     results = [
         evaluate(model, images, options.sides, options.threads, options.device, True, given=given_in(options),
-                 subjects=subjects, sets=options.pairs, ijb=options.ijb, fmr=options.fmr)
+                 subjects=subjects, sets=options.pairs, ijb=options.ijb, fmr=options.fmr,
+                 cache=None if options.no_cache else options.cache or default_cache(model))
         for model in options.models
     ]
     print(f"{len(images.images)} of {images.total} images of {images.path}; mean ± deviation; "

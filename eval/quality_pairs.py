@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eval import metrics
 from eval.embed import Embed
 from eval.ijb import load_ijb, pair_scores, template_features
+from eval.ijb_cache import EmbeddingCache
 from eval.ijb_faces import embed_faces
 from eval.quality_figures import summary
 from eval.verification import embed_with_mirror, load_bin, reduce_to, score, similarity, squared_distances
@@ -43,10 +44,14 @@ def measure_set(
     return rows, compared
 
 
-def measure_ijb(embed: Embed, folder: str | Path, fmr: float = FMR, progress: bool = False) -> dict[str, Any]:
-    """An IJB folder's 1:1 pairs, as `compare`; the templates are those of eval.ijb."""
+def measure_ijb(
+    embed: Embed, folder: str | Path, fmr: float = FMR, progress: bool = False,
+    cache: tuple[str | Path, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """An IJB folder's 1:1 pairs, as `compare`; the templates are those of eval.ijb, and so is `cache`, see there."""
     ijb = load_ijb(folder, protocols=["1:1"])
-    features = embed_faces(embed, ijb, use_detector_score=False, progress=progress)
+    kept = EmbeddingCache(*cache, ijb) if cache else None
+    features = embed_faces(embed, ijb, use_detector_score=False, progress=progress, cache=kept)
     norm = np.linalg.norm(features, axis=1) / 2  # of the mean of image and mirror
     features *= ijb.scores[:, None].astype(np.float32)
     templates = template_features(features, ijb.template, ijb.media, len(ijb.template_ids))

@@ -12,13 +12,15 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from eval.embed import Embed, check_onnx_file, load_embedder
-from eval.pixels import Given
+from eval.ijb_cache import file_sha256, model_identity, open_unchanged
+from eval.pixels import Given, Pixels
 from recognition.cpus import available_cpus
 from recognition.errors import CheckpointError
 
@@ -36,6 +38,7 @@ class Snapshot:
     statistics: μ, σ that the run has kept, if it has.  tau: τ of the run; None where it has none.
     data: fingerprint of the training set.  centers: of (C), the classes [start, …) in order, as float32 blocks [n, d],
     [n, K, d] with sub-centres.  notes: what was found of a model file, for people.
+    identity: whose embeddings those of `embed` are, for a cache (eval/ijb_cache.py); asked only where there is one.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Snapshot:
     data: str | None = None
     centers: Callable[[int], Iterator[tuple[int, np.ndarray]]] | None = None
     notes: tuple[str, ...] = ()
+    identity: Callable[[], dict[str, Any]] | None = None
 
 
 def require_model(model: str | Path) -> None:
@@ -74,8 +78,9 @@ def open_snapshots(
     path = Path(model)
     saves = _saves(path)
     if not saves:
-        embedder = load_embedder(path, threads, device, given)
-        yield Snapshot(str(path), embedder.embed, embedder.embed, notes=tuple(embedder.notes))
+        embedder, hashes = open_unchanged(path, partial(load_embedder, path, threads, device, given))
+        identity = partial(model_identity, path, embedder.pixels, given, hashes)
+        yield Snapshot(str(path), embedder.embed, embedder.embed, notes=tuple(embedder.notes), identity=identity)
         return
     from recognition import checkpoint
 
@@ -126,6 +131,9 @@ def _of_save(saved: Any, epochs_a_step: float | None, threads: int, device: str)
                 raise CheckpointError(f"{saved.folder}: centres that are not finite")
             yield start, rows
 
+    def identity() -> dict[str, Any]:
+        return model_identity(saved.folder, Pixels(), hashes=[file_sha256(saved.folder / REPLICATED)])
+
     # As the head chooses it; without injection there is no momentum backbone, whatever the settings say.
     source = settings.get("head.inject.norm_source", settings.get("head.inject.source"))
     has_momentum = any(key.startswith("momentum.") for key in tensors)
@@ -142,6 +150,7 @@ def _of_save(saved: Any, epochs_a_step: float | None, threads: int, device: str)
         tau=_tau(saved.folder, settings),
         data=data,
         centers=centers,
+        identity=identity,
     )
 
 

@@ -17,9 +17,12 @@ from safetensors.numpy import load_file
 
 from eval import quality
 from eval.embed import normalise
+from eval.ijb_cache import model_identity
+from eval.pixels import Pixels
 from eval.quality import choose, evaluate, load_images
 from eval.quality_figures import cosines_to_centers, cosines_to_means, edges_over, quality_weight, summary, unit
 from eval.quality_images import load_subjects
+from eval.snapshots import open_snapshots
 from eval.verification import reduce_to
 from recognition import checkpoint, memory
 from recognition.assembly import Run, assemble
@@ -159,6 +162,18 @@ def test_every_save_of_a_run_equals_the_formulas_in_float64(qaface, images, resu
         check_snapshot(snapshot, result["histogram_edges"], norms, mean, deviation, 0.75, own, other)
         refused += sum(version["unrecognizable"] for version in snapshot["versions"])
     assert 0 < refused < 9  # else the threshold was not tested
+
+
+def test_every_save_is_another_model_to_a_cache(qaface):
+    identities = [snapshot.identity() for snapshot in open_snapshots(qaface, 1)]
+    assert len({one["sha256"] for one in identities}) == 3
+    assert identities == [snapshot.identity() for snapshot in open_snapshots(qaface, 1)]
+
+
+def test_a_model_file_shares_the_cache_of_eval_ijb(tmp_path):
+    model = onnx_model(tmp_path / "net.onnx", np.random.default_rng(1).normal(size=(3, 5)))
+    (file,) = open_snapshots(model, 1)
+    assert file.identity() == model_identity(model, Pixels())
 
 
 def test_saves_and_versions_differ(result):

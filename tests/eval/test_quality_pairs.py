@@ -62,6 +62,24 @@ def test_pairs_of_one_kind_have_no_discard():
     assert len(one["edges"]) == len(EDGES)
 
 
+def test_ijb_embeddings_are_kept_and_shared_with_eval_ijb(make_ijb, cheap_network, tmp_path):
+    folder, cache = make_ijb(tmp_path / "set"), (tmp_path / "cache", {"model": "one"})
+    asked = []
+
+    def network(images):
+        asked.append(len(images))
+        return cheap_network(images)
+
+    one = measure_ijb(network, folder, fmr=0.1, cache=cache)
+    assert sum(asked) > 0
+    asked.clear()
+    assert measure_ijb(network, folder, fmr=0.1, cache=cache) == one
+    with_cache = evaluate_ijb(network, folder, cache=cache)
+    assert not asked
+    assert measure_ijb(cheap_network, folder, fmr=0.1) == one
+    assert evaluate_ijb(cheap_network, folder) == with_cache
+
+
 def test_an_ijb_folder_has_the_scores_of_eval_ijb(real_data):
     folder = real_data / "lfw_as_ijbc"
     one = measure_ijb(embed, folder, fmr=0.01)
