@@ -2,6 +2,7 @@
 # Train, export and evaluate what a config describes:
 #
 #   bash run.sh [CONFIG ...] [--set a.b=VALUE ...] [--seeds N ...] [--side-by-side N] [--single] [--fresh] [--debug]
+#   bash run.sh --doctor [CONFIG] [--set a.b=VALUE ...] [--json FILE]
 #
 # CONFIG           a file of configs/ (default: configs/demo.py); the same command goes on where it stopped
 # several CONFIGs, --seeds N ..., or a config with variants: every run, finished ones once only, and a table of
@@ -10,6 +11,8 @@
 #                  relative paths in settings count from the checkout
 # --fresh          put an earlier run of this name aside and start over
 # --debug          show tracebacks
+# --doctor         start nothing: what this machine has and what is slow on it, whether the data is sound, whether disk
+#                  and memory suffice, and how long the run would take; --json FILE: the same for programs
 #
 # Environment: NPROC (ranks on this machine; default one per GPU, else 2), and as with torchrun on several machines
 # NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
@@ -26,10 +29,12 @@ for argument in "$@"; do
     fi
 done
 arguments=("$@")
-# A config is found from where the user stands, and everything else from the checkout.
+# A config and --json's file are found from where the user stands, and everything else from the checkout.
 for i in "${!arguments[@]}"; do
     if [[ ${arguments[i]} == *.py && -f ${arguments[i]} ]]; then
         arguments[i]=$(cd "$(dirname "${arguments[i]}")" && pwd)/$(basename "${arguments[i]}")
+    elif [[ $i -gt 0 && ${arguments[i - 1]} == --json && ${arguments[i]} != /* ]]; then
+        arguments[i]=$PWD/${arguments[i]}
     fi
 done
 cd "$root"

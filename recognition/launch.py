@@ -30,6 +30,7 @@ from recognition.compare import compare
 from recognition.config import find_sets, load, read_file
 from recognition.cpus import available_cpus
 from recognition.data.dataset import open_dataset
+from recognition.doctor import examine
 from recognition.errors import SettingsError, run_command
 from recognition.finish import finish
 from recognition.status import read_status, write_status
@@ -53,12 +54,28 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="run with each of these seeds")
     parser.add_argument("--side-by-side", type=int, default=1, metavar="N",
                         help="of several runs, so many at a time, each with its share of the GPUs or cores")
+    parser.add_argument("--doctor", action="store_true", help="say what this machine has, what the run needs and how "
+                        "long it takes, and write nothing")
+    parser.add_argument("--json", metavar="FILE", help="with --doctor: the same as JSON")
     parser.add_argument("--single", action="store_true", help="a config with variants alone, as it stands")
     options = parser.parse_args(list(arguments))
+    if options.doctor:
+        return _examine(options)
+    if options.json:
+        raise SettingsError("--json goes with --doctor")
     several = len(options.configs) > 1 or options.seeds
     if several or (not options.single and hasattr(read_file(options.configs[0]), "variants")):
         return _compare(options)
     return run_one(options.configs[0], options.overrides, options.fresh, options.max_restarts)
+
+
+def _examine(options: argparse.Namespace) -> int:
+    if len(options.configs) > 1 or options.seeds or options.fresh:
+        raise SettingsError("--doctor looks at one config, and starts nothing")
+    machines, local_ranks = read_machines(), _environment("NPROC", _ranks())
+    alone = Machines(1, 1, 0, "", "")
+    return examine(options.configs[0], options.overrides, lambda command: launch(command, alone, local_ranks, 0),
+                   local_ranks, machines.most, options.json)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -1,0 +1,140 @@
+"""From a trial's figures to hours, and what limits a run. Proven by tests/recognition/test_doctor.py."""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval.safe_pickle import load_pairs
+from recognition.config import Config, find_sets
+from recognition.doctor.files import SetFacts
+from recognition.doctor.report import Report, amount
+from recognition.errors import DataError, SettingsError
+
+Launch = Callable[[Sequence[str]], tuple[int, str]]
+"""Runs `python COMMAND` on all ranks of this machine: exit status, and the reason where it is not 0."""
+
+
+class Estimate(NamedTuple):
+    """What a trial comes to. step, loader: seconds for one batch.  low, high: of the seconds a step, as trained.
+
+    measured: whether the whole batch was; else it was read off a line.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    step: float
+    loader: float
+    measured: bool
+
+
+def tell_time(
+    report: Report, config: Config, path: str, overrides: Sequence[str], facts: list[SetFacts], launch: Launch,
+    machines: int,
+) -> None:
+    """The section on time: measures some steps on this machine's ranks, about a minute."""
+    report.section("time")
+    batch = config.batch_size // machines
+    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        out = Path(folder) / "trial.json"
+        settings = [*overrides, *([f"batch_size={batch}"] if machines > 1 else []), f"output={folder}"]
+        status, reason = launch(["-m", "recognition.doctor.trial", path, "--out", str(out), "--set", *settings])
+        if status or not out.exists():
+            report.problem(status or 1, "trial", f"the ranks did not get through a few steps: {reason}")
+            return
+        found: dict[str, Any] = json.loads(out.read_text())
+    guess = estimate(found, batch)
+    report.figures["trial"] = found | {"estimate": guess._asdict()}
+    _tell_trial(report, config, found, guess, facts)
+    if machines > 1:
+        report.fact("one machine", f"of {machines} was measured, with all classes on its ranks and no exchange between "
+                    "machines")
+
+
+def steps_per_epoch(config: Config, facts: list[SetFacts]) -> int:
+    """Steps of an epoch, as far as the number of images is known."""
+    weights = config.data.weights or (1.0,) * len(facts)
+    used = sum(round((fact.images or 0) * weight) for fact, weight in zip(facts, weights, strict=False))
+    return used // config.batch_size
+
+
+def _tell_trial(
+    report: Report, config: Config, found: dict[str, Any], guess: Estimate, facts: list[SetFacts]
+) -> None:
+    batch, ranks = found["batch"], found["ranks"]
+    loader = f"{found['name']}: {batch / guess.loader:,.0f} images a second"
+    if not found["whole_set"]:
+        loader += " (a part of the set, read just before: the disk is not in it)"
+    waits = guess.loader > 0.9 * guess.step
+    report.judge(not waits, "loader alone", loader + (
+        ": training waits for it: more cores, data.decode on a GPU, less augmentation helps" if waits else ""))
+    sizes = ", ".join(f"{int(rows * ranks)} rows {seconds:.3g} s" for rows, seconds in found["points"])
+    report.fact("step alone", f"{batch / guess.step:,.0f} images a second ({sizes})")
+    if guess.measured:
+        report.fact("both together", f"{batch / guess.seconds:,.0f} images a second, the median of "
+                    f"{len(found['together'])} steps; a rank held {amount(found['peak_bytes'])}")
+    else:
+        report.warning("extrapolated", f"a batch of {config.batch_size} takes too long to measure here: read off a "
+                       "line through the two largest sizes, ± 30 %")
+    an_epoch = steps_per_epoch(config, facts)
+    steps = round(config.epochs * an_epoch)
+    report.fact("training", f"{steps:,} steps, {an_epoch:,} an epoch: {span(steps * guess.seconds)} "
+                f"({span(steps * guess.low)} to {span(steps * guess.high)}) on a machine as busy as now, without saves "
+                "that are waited for, export and the last evaluation")
+    if seconds := _evaluation_seconds(config, guess.step / batch):
+        report.fact("evaluation", f"{span(seconds)} while it trains, if an image's embedding takes a third of its step")
+
+
+def _evaluation_seconds(config: Config, seconds_an_image: float) -> float:
+    """What scoring while training takes: forwards of every image and its mirror, a third of a step each."""
+    every = config.evaluation.every_epochs
+    if not every:
+        return 0.0
+    try:
+        images = sum(len(load_pairs(path)[0]) for path in find_sets(config))
+    except (SettingsError, DataError):
+        return 0.0
+    times = max(1, round(config.epochs / every)) * (1 + len(config.evaluation.degrade))
+    return times * images * 2 * seconds_an_image / 3
+
+
+def estimate(found: dict[str, Any], batch: int) -> Estimate:
+    """What a trial's figures say of the real batch of `batch` rows over its ranks.
+
+    Uncertainty: of measured steps their quarter to three quarters, and never less than 3 %; of a line through two
+    sizes 30 %, which is what a batch's own costs (caches, memory) may differ by.
+    """
+    share = batch / found["ranks"]
+    points = found["points"]
+    step = read_line(points, share)
+    loader = found["loader"]["seconds"] / found["loader"]["batches"] * batch / found["batch"]
+    together = found["together"]
+    if together and found["batch"] == batch:
+        middle = statistics.median(together)
+        quarters = statistics.quantiles(together, n=4) if len(together) > 1 else [middle] * 3
+        return Estimate(middle, min(quarters[0], 0.97 * middle), max(quarters[2], 1.03 * middle), step, loader, True)
+    middle = max(step, loader)
+    return Estimate(middle, 0.7 * middle, 1.3 * middle, step, loader, False)
+
+
+def read_line(points: Sequence[Sequence[float]], rows: float) -> float:
+    """Seconds for `rows`: those measured, or the line through the last two sizes (through 0 where there is one)."""
+    last = points[-1]
+    if last[0] == rows or len(points) == 1:
+        return last[1] * rows / last[0]
+    before = points[-2]
+    slope = max(0.0, (last[1] - before[1]) / (last[0] - before[0]))
+    return last[1] + slope * (rows - last[0])
+
+
+def span(seconds: float) -> str:
+    """A duration in words: 40 s, 12 min, 3.4 h, 5.2 days."""
+    for unit, size, most in (("s", 1.0, 90), ("min", 60.0, 90), ("h", 3600.0, 72)):
+        if seconds < most * size:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
