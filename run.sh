@@ -24,7 +24,12 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 for argument in "$@"; do
     if [[ $argument == -h || $argument == --help ]]; then
         sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$root/run.sh"
-        echo "Configs: $(cd "$root" && echo configs/*.py configs/*/*.py)"
+        cd "$root"
+        echo "Configs: $(echo configs/*.py)"
+        for folder in configs/*/; do
+            files=("$folder"*.py)
+            if [[ -e ${files[0]} ]]; then echo "         ${#files[@]} more in $folder, e.g. ${files[0]}"; fi
+        done
         exit 0
     fi
 done
