@@ -1,16 +1,19 @@
 """Counts, keys, precision, layout and start of the backbones; independence of the batch with norm="group"."""
 
 import hashlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.backbones import multiply_accumulates
 from recognition.backbones import BACKBONES, BackboneSettings, build, mistakes
-from recognition.backbones.vit import Attention
 from recognition.errors import SettingsError
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "backbones.md"
 # Parameters in millions and multiply-accumulates in billions at 112×112.
 COUNTS = {
     "iresnet18": ("24.0", "2.61"),
@@ -44,28 +47,16 @@ def built(name: str, **settings: object) -> nn.Module:
     return module
 
 
-def multiply_accumulates(module: nn.Module) -> int:
-    """Of convolutions, linear maps, and attention's two products, one image; norms, activations, sums do not count."""
-    total = 0
-
-    def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel() * (2 * output.shape[1] if isinstance(layer, Attention) else layer.weight[0].numel())
-
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
-            layer.register_forward_hook(count)
-    module(torch.empty(1, 3, 112, 112, device="meta"))
-    return total
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_counts_are_those_of_the_published_networks(name: str) -> None:
+@pytest.mark.parametrize("name", BACKBONES)
+def test_counts_are_those_of_the_published_networks_and_of_the_documented_table(name: str) -> None:
     with torch.device("meta"):
         module = build(BackboneSettings(name)).eval()
-    parameters, operations = COUNTS[name]
-    assert as_printed(sum(p.numel() for p in module.parameters()) / 1e6, parameters) == parameters
-    assert as_printed(multiply_accumulates(module) / 1e9, operations) == operations
+    counts = (sum(p.numel() for p in module.parameters()) / 1e6, multiply_accumulates(module) / 1e9)
+    written = re.search(rf"^\| `{name}` \| ([\d.]+) \| ([\d.]+) \|", PAGE.read_text(), re.M)
+    assert written is not None
+    for expected in (COUNTS.get(name, ()), written.groups()):
+        for value, like in zip(counts, expected, strict=False):
+            assert as_printed(value, like) == like
 
 
 def iresnet_keys(depths: tuple[int, ...]) -> list[str]:
