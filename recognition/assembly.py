@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recognition import distributed
 from recognition.backbones import build
@@ -20,14 +20,17 @@ from recognition.data.loader import Loader, make_loader
 from recognition.data.plan import IMAGE_SIDE, Plan
 from recognition.distributed import Ranks
 from recognition.errors import SettingsError
+from recognition.graphs import CapturedForward, capture_training
 from recognition.guard import Guard
 from recognition.heads.sharded import ShardedHead
 from recognition.limits import batch_mistakes
 from recognition.log import logger
+from recognition.micro_batches import MicroBatches
 from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.phases import Phases
 from recognition.schedule import learning_rates
+from recognition.speed import SpeedSettings, as_written, folds, try_compiled, way_to_compile
 
 
 @dataclass
@@ -102,32 +105,88 @@ def assemble(config: Config, ranks: Ranks, dataset: RecordDataset | None = None)
         raise SettingsError(f"epochs: {config.epochs} of {plan.steps_per_epoch} steps are no step at all")
     threads = config.data.threads or max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     product_dtype = choose_precision(config.precision, ranks.device)
-    inject, size = config.head.inject, config.backbone.embedding_size
-    start_step = math.ceil(inject.start_epoch * plan.steps_per_epoch)
-    torch.manual_seed(config.seed)
-    backbone = build(config.backbone).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size, start_step = config.backbone.embedding_size, math.ceil(config.head.inject.start_epoch * plan.steps_per_epoch)
+    backbone, momentum, replica = make_networks(config, ranks, product_dtype)
     return Run(
         config,
         ranks,
         dataset,
         plan,
         make_loader(
-            config.data.reader, dataset, plan, ranks.device, threads, config.data.bad_share, config.data.decode
+            config.data.reader, dataset, plan, ranks.device, threads, config.data.bad_share, config.data.decode,
+            config.speed.prefetch,
         ),
         rates,
         product_dtype,
         backbone,
-        distributed.replicate(backbone, ranks, torch.zeros(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=ranks.device)),
+        replica,
         ShardedHead(
             config.head, dataset.num_classes, size, ranks, config.seed, product_dtype, config.batch_size, start_step,
             plan.steps_per_epoch,
         ),
         BackboneOptimizer(config.optimizer, backbone.named_parameters(), scaled=product_dtype == torch.float16),
         BatchStatistics(backbone, ranks),
-        MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm, ranks)
-        if inject.needs_momentum else None,
+        momentum,
         Guard(ranks),
     )
+
+
+def make_networks(
+    config: Config, ranks: Ranks, dtype: torch.dtype
+) -> tuple[nn.Module, MomentumBackbone | None, nn.Module]:
+    """The backbone, its momentum copy where injection asks for one, and what trains it over ranks; made fast.
+
+    dtype: of matrix products.
+    """
+    speed, inject, parts = config.speed, config.head.inject, config.micro_batches
+    torch.backends.cudnn.benchmark = speed.tune
+    torch.manual_seed(config.seed)
+    backbone = build(config.backbone).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    momentum = None
+    if inject.needs_momentum:
+        shape = torch.empty(2, 3, IMAGE_SIDE, IMAGE_SIDE, device="meta") if folds(speed, ranks.device) else None
+        momentum = MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm, ranks, shape)
+    example = torch.zeros(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=ranks.device)
+    if speed.graphs or way_to_compile(speed, ranks.device) != "off":
+        rows = config.batch_size // ranks.world_size // parts
+        image = example[:1].to(dtype).repeat(rows, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        make_fast(speed, backbone, momentum, image, min(parts, 2), ranks)
+        example = image if speed.graphs else example  # a graph knows one size
+    with as_written(backbone):
+        replica = distributed.replicate(backbone, ranks, example, speed.compress == "bf16", whole=parts == 1)
+    return backbone, momentum, replica
+
+
+def make_fast(
+    speed: SpeedSettings, backbone: nn.Module, momentum: MomentumBackbone | None, image: Tensor, parts: int,
+    ranks: Ranks,
+) -> None:
+    """Compile and capture the backbones in place. Each runs on `image`, one part of a batch, without effect.
+
+    parts: 1, or 2 where a step has several. Raises SettingsError where what was asked for cannot be had.
+    """
+    if speed.graphs and ranks.device.type != "cuda":
+        raise SettingsError("speed.graphs: CUDA graphs need a GPU")
+    networks: list[Any] = [backbone, *([momentum.network] if momentum else [])]
+    statistics = [BatchStatistics(network, ranks) for network in networks]
+    before = [one.remember() for one in statistics]
+
+    def passes() -> None:
+        """The forwards and the backward of a step."""
+        step = MicroBatches(torch.cat([image] * parts), parts, backbone, image.dtype, lambda number: None)
+        if momentum:
+            with torch.no_grad():
+                step.through(momentum.network)
+        step.back_propagate(torch.zeros_like(step.embed(statistics[0])))
+
+    try_compiled(speed, networks, passes, ranks)
+    backbone.zero_grad()
+    if speed.graphs:
+        capture_training(backbone, image, image.dtype)
+        if momentum:
+            momentum.network = CapturedForward(momentum.network, image, image.dtype)
+    for one, values in zip(statistics, before, strict=True):
+        one.restore(values)
 
 
 def choose_precision(setting: str, device: torch.device) -> torch.dtype:

@@ -30,6 +30,7 @@ from recognition.memory import INJECTIONS, Injection
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
 from recognition.setting_text import parse
+from recognition.speed import SpeedSettings
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Config:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     start: StartSettings = field(default_factory=StartSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     @property
     def folder(self) -> Path:
@@ -159,9 +161,11 @@ VARIANTS: dict[type, dict[str, type]] = {
 """Settings that come in several kinds, chosen by name: `--set head.margin=cosface`, then `--set head.margin.m=0.35`."""
 
 FREE_TO_CHANGE = ("name", "output", "timeout_seconds", "evaluation", "checkpoint", "log", "data.root", "data.decode",
-                  "data.threads", "data.bad_share", "head.tile_bytes", "backbone.checkpointing")
+                  "data.threads", "data.bad_share", "head.tile_bytes", "backbone.checkpointing", "speed.compile",
+                  "speed.graphs", "speed.fold", "speed.prefetch", "speed.tune", "speed.hold_garbage")
 """Settings that do not change what is trained, so that a run may go on with other values. The data is compared by its
-fingerprint, not by its place. With rows in bf16 other tiles round other rows up: as good, but not the same bits."""
+fingerprint, not by its place. Those of `speed` round otherwise, and with rows in bf16 other tiles round other rows up:
+as good, but not the same bits."""
 
 
 A_RANKS_OWN = ("output", "data.root", "data.decode", "data.threads")

@@ -3,7 +3,7 @@
 Convention: every function takes `Ranks`, says what it moves, and is the identity on one rank without a process group.
 B = R·b rows of a global batch lie in rank order: rank r holds rows [r·b, (r+1)·b).
 
-    gather_rows        [b, …] on each rank → [B, …] on all      adjoint: reduce_scatter_rows
+    gather_rows        [b, …] on each rank → [B, …] on all      adjoint: reduce_scatter_rows; also ..._later
     reduce_scatter_rows [B, …] on each rank → own [b, …] of the sum
 
 Proven by tests/recognition/test_distributed.py on 1, 2 and 4 processes.
@@ -110,6 +110,31 @@ def gather_rows(x: Tensor, ranks: Ranks) -> Tensor:
     return gathered
 
 
+class Arriving:
+    """What `gather_rows_later` began; `rows` waits for it, on CUDA the stream and not the host."""
+
+    def __init__(self, rows: Tensor, work: dist.Work | None = None) -> None:
+        self._rows, self._work = rows, work
+
+    @property
+    def rows(self) -> Tensor:
+        """The gathered rows [R·b, …]."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._rows
+
+
+def gather_rows_later(x: Tensor, ranks: Ranks) -> Arriving:
+    """Begin `gather_rows`: what comes until its rows are asked for runs while they travel. x must stay as it is."""
+    if ranks.group is None:
+        return Arriving(x)
+    x = x.contiguous()
+    gathered = x.new_empty((ranks.world_size * x.shape[0], *x.shape[1:]))
+    ranks.progress.exchange("gather_rows_later", gathered.nbytes)
+    return Arriving(gathered, _all_gather(gathered, x, group=ranks.group, async_op=True))
+
+
 def reduce_scatter_rows(x: Tensor, ranks: Ranks) -> Tensor:
     """Sum [R·b, …] over ranks and return this rank's rows [b, …]: the adjoint of `gather_rows`."""
     if ranks.group is None:
@@ -157,7 +182,9 @@ def max_over_ranks_later(x: Tensor, ranks: Ranks) -> dist.Work | None:
     return dist.all_reduce(x, dist.ReduceOp.MAX, group=ranks.group, async_op=True)
 
 
-def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
+def replicate(
+    module: nn.Module, ranks: Ranks, example: Tensor, compress: bool = False, whole: bool = True
+) -> nn.Module:
     """Wrap a backbone so that its gradients are SUMMED over ranks while the backward runs.
 
     Each rank's gradient already carries 1/B of the global batch, so nothing is divided. Parameters and buffers start
@@ -166,6 +193,8 @@ def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
     example: an input. DDP lays its buckets anew after the first backward, and another layout sums in another order:
     a run that went on from a checkpoint would differ in the last bits from one that was not stopped. One backward
     ahead of training, without effect, makes both begin with the final layout.
+    compress: gradients travel, and are summed, in bf16.  whole: each backward belongs to one forward of all that is
+    learnt and exchanges its gradients, so that DDP may take the graph for static; no `without_exchange` then.
     """
     if ranks.group is None or ranks.world_size == 1:
         return module
@@ -175,12 +204,14 @@ def replicate(module: nn.Module, ranks: Ranks, example: Tensor) -> nn.Module:
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         process_group=ranks.group,
         gradient_as_bucket_view=True,
+        static_graph=whole,
         **without_sync,
     )
-    replica.register_comm_hook(ranks, _sum_hook)
+    replica.register_comm_hook(ranks, _sum_hook_in_bf16 if compress else _sum_hook)
     buffers = [buffer.clone() for buffer in module.buffers()]
-    replica(example).sum().mul(0).backward()
-    replica.zero_grad(set_to_none=False)
+    for _ in range(2 if whole else 1):  # a static graph is looked at for one backward, and cut at the next
+        replica(example).sum().mul(0).backward()
+        replica.zero_grad(set_to_none=False)
     for buffer, before in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(before)
     return replica
@@ -200,6 +231,13 @@ def _sum_hook(ranks: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Ten
     ranks.progress.exchange("sum of gradients", bucket.buffer().nbytes)
     work = dist.all_reduce(bucket.buffer(), group=ranks.group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
+
+
+def _sum_hook_in_bf16(ranks: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    short = bucket.buffer().to(torch.bfloat16)
+    ranks.progress.exchange("sum of gradients", short.nbytes)
+    work = dist.all_reduce(short, group=ranks.group, async_op=True)
+    return work.get_future().then(lambda future: bucket.buffer().copy_(future.value()[0]))
 
 
 def from_first(value: Any, ranks: Ranks) -> Any:

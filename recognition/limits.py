@@ -132,6 +132,8 @@ def value_mistakes(config: "Config", flat: Mapping[str, Any]) -> list[str]:
         ("checkpoint.keep", c.checkpoint.keep, lambda v: v >= 0, "0 (all) or more"),
         ("checkpoint.keep_every_steps", c.checkpoint.keep_every_steps, lambda v: v >= 0, "0 or more"),
         ("checkpoint.compare_steps", c.checkpoint.compare_steps, lambda v: v >= 0, "0 or more"),
+        ("speed.graphs", c.speed.graphs, lambda v: not (v and c.speed.compile == "whole"),
+         "false with speed.compile=whole, or compile=blocks"),
         ("log.every_steps", c.log.every_steps, lambda v: v >= 1, "at least 1"),
         ("log.wandb", c.log.wandb, lambda v: not v or c.log.tensorboard, "log.tensorboard=true, which it copies"),
         ("log.wandb", c.log.wandb, lambda v: not v or find_spec("wandb") is not None,

@@ -26,8 +26,9 @@ from recognition.distributed import without_exchange
 class MicroBatches:
     """One rank's images of one step in `count` parts, on their way through a backbone and back.
 
-    image: [b, 3, h, w] float, b a multiple of count.  replica: the backbone as `distributed.replicate` returned it.
-    dtype: of matrix products.  seed: seeds torch for a part, by its number; called only where there are several.
+    image: [b, 3, h, w] in any float type, b a multiple of count.  replica: the backbone as `distributed.replicate`
+    returned it.  dtype: of matrix products.  seed: seeds torch for a part, by its number; called only where there are
+    several.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class MicroBatches:
 
     def through(self, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeddings [b, d] of another network, which keeps no graph."""
-        return _joined([self._forward(network, image) for image in self.parts])
+        return _joined([self._forward(network, image).clone() for image in self.parts])
 
     def embed(self, statistics: BatchStatistics) -> Tensor:
         """The backbone's embeddings [b, d]; of several parts without a graph, and with `statistics` as before."""
@@ -48,7 +49,8 @@ class MicroBatches:
             return self.whole
         before = statistics.remember()
         with torch.no_grad():
-            embedding = _joined([self._seeded(number) for number in range(len(self.parts))])
+            # A CUDA graph returns the same memory each time.
+            embedding = _joined([self._seeded(number).clone() for number in range(len(self.parts))])
         statistics.restore(before)
         return embedding
 

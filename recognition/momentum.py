@@ -6,28 +6,37 @@ Proven by tests/recognition/test_momentum.py.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from recognition.batch_statistics import BatchStatistics
 from recognition.distributed import ALONE, Ranks
+from recognition.folding import Folded
 
 
 class MomentumBackbone:
     """A copy of `online` that follows it, the same on all ranks.
 
     batch_norm "train": normalises by the batch instead of its statistics, which its own forward then moves: averaged
-    over ranks, and put back after a step that was not taken, as the online backbone's.
+    over ranks, and put back after a step that was not taken, as the online backbone's. Nothing else is in that mode.
+    fold: an image batch on the meta device: BatchNorm on statistics is folded into what stands in front of it. None:
+    it is not.
+    module: the state.  network: what runs; the module itself or its folded form.
     """
 
     def __init__(
         self, online: nn.Module, decay: float, batch_norm: Literal["average", "train"] = "average",
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ALONE, fold: Tensor | None = None,
     ) -> None:
         self.decay = decay
-        self.module = copy.deepcopy(online).requires_grad_(False).train(batch_norm == "train")
+        self.module = copy.deepcopy(online).requires_grad_(False).eval()
+        if batch_norm == "train":
+            for norm in self.module.modules():
+                norm.train(isinstance(norm, _BatchNorm))
         pairs: list[tuple[Tensor, Tensor]] = [*zip(self.module.parameters(), online.parameters(), strict=True)]
         buffers = [*zip(self.module.buffers(), online.buffers(), strict=True)]
         if batch_norm == "train":  # its own forward keeps its statistics
@@ -39,13 +48,17 @@ class MomentumBackbone:
         self._own = BatchStatistics(self.module, ranks) if batch_norm == "train" else None
         self._before: tuple[Tensor, Tensor] | None = None
         self._counters = [(mine, theirs) for mine, theirs in buffers if not mine.is_floating_point()]
+        self._folded = Folded(self.module, fold) if fold is not None and self._own is None else None
+        self.network: Callable[[Tensor], Tensor] = self._folded.module if self._folded else self.module
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Embeddings [b, d] without gradient."""
         if self._own is not None and self._before is None:  # of a batch in parts, before the first
             self._before = self._own.remember()
-        return self.module(image)
+        if self._folded is not None:
+            self._folded.refresh()
+        return self.network(image)
 
     @torch.no_grad()
     def update(self, good: Tensor) -> None:

@@ -6,8 +6,9 @@ in its place. The names are those that docs and plots use. Proven by tests/recog
 
 import contextlib
 
-PHASES = ("momentum forward", "backbone forward", "head", "backward", "optimizer", "momentum update", "memory write")
-"""In the order of a step. The wait for the next batch is outside the step."""
+PHASES = ("backbone forward", "momentum forward", "head", "backward", "optimizer", "momentum update", "memory write")
+"""In the order of a step: what the first sends to other ranks travels during the second. The wait for the next batch is
+outside the step."""
 
 
 class Phases:

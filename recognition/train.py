@@ -37,6 +37,7 @@ from recognition.log import RunLog, logger, provenance
 from recognition.micro_batches import MicroBatches
 from recognition.progress import Progress
 from recognition.replicas import require_equal
+from recognition.speed import Garbage, as_written
 from recognition.state import SaveClock, keep_best, make_saver, model_info, replicated_state, resume, save
 from recognition.status import read_json, write_status
 from recognition.stopping import StopRequest, end_with_parent, sole_run
@@ -127,7 +128,8 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
     """Steps to the end of the schedule; between them logs, evaluates and saves where it is due."""
     config, progress, total = run.config, run.ranks.progress, len(run.rates)
     clock = SaveClock(config.checkpoint.every_minutes)
-    with contextlib.closing(run.loader.batches(run.step, total)) as batches:  # type: ignore[type-var]
+    batches = run.loader.batches(run.step, total)
+    with contextlib.closing(batches), Garbage(config.speed.hold_garbage) as garbage:  # type: ignore[type-var]
         evaluate_where_due(run, log, verifier, saver, stop)  # a stop may have come before it
         progress.at("loading a batch", run.step)
         for batch in log.waiting(batches):
@@ -136,7 +138,8 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
             figures = train_step(run, batch, lr)
             verdict = run.guard.post(run.step, figures.bad, stop.signal, run.ranks.is_first and clock.is_due)
             log.advance()
-            if run.step % config.log.every_steps == 0 or run.is_over:
+            is_logged = run.step % config.log.every_steps == 0 or run.is_over
+            if is_logged:
                 log_step(run, log, figures, batch, lr)
             count_bad_step(run, verdict)
             evaluate_where_due(run, log, verifier, saver, stop)
@@ -148,6 +151,7 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
                 require_equal(replicated_state(run), run.step, run.ranks)
             if verdict and verdict.stop:
                 leave(run, saver, verdict.stop)
+            garbage.after_step(is_logged or run.saved == run.step)
             progress.at("loading a batch", run.step)
     count_bad_step(run, run.guard.settle())
 
@@ -155,16 +159,20 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
 def train_step(run: Run, batch: Batch, lr: float) -> StepFigures:
     """One optimiser step on all ranks."""
     seed_step(run)
-    image, count = normalise(batch.image), run.config.micro_batches
+    image, count, head = normalise(batch.image, run.product_dtype), run.config.micro_batches, run.head
     phase = run.phases
     parts = MicroBatches(image, count, run.replica, run.product_dtype, partial(seed_step, run))
     statistics = run.statistics.remember()
-    with phase("momentum forward"):
-        momentum_embedding = parts.through(run.momentum) if run.momentum else None
+    momentum_embedding = remembered = None
     with phase("backbone forward"):
         embedding = parts.embed(run.statistics)
+        sent = head.send(embedding), head.send(batch.label)
+    with phase("momentum forward"):
+        if run.momentum:
+            momentum_embedding = parts.through(run.momentum)
+            remembered = head.send(momentum_embedding.float())
     with phase("head"):
-        result = run.head.step(embedding, batch.label, run.step, lr)
+        result = head.step(embedding, batch.label, run.step, lr, sent)
     with phase("backward"):
         parts.back_propagate(result.embedding_gradient * run.optimizer.scale)
     with phase("optimizer"):
@@ -174,7 +182,7 @@ def train_step(run: Run, batch: Batch, lr: float) -> StepFigures:
         if run.momentum:
             run.momentum.update(taken)
     with phase("memory write"):
-        run.head.remember(result, momentum_embedding, run.step, taken)
+        head.remember(result, remembered, run.step, taken)
     run.step += 1
     # An overflow of the scaled backward is no fault: the scale is looking for its level.
     bad = ~(result.finite if run.optimizer.scaled else taken)
@@ -253,7 +261,8 @@ def evaluate_where_due(run: Run, log: RunLog, verifier: Verifier, saver: Saver, 
         run.scored = run.step if run.is_over else run.scored
         return
     run.ranks.progress.at("evaluation", run.step)
-    scores = verifier.score(run.backbone, run.product_dtype, lambda: stop.signal != 0)
+    with as_written(run.backbone):  # sets have batches of other sizes
+        scores = verifier.score(run.backbone, run.product_dtype, lambda: stop.signal != 0)
     if scores is None:  # a signal came: the evaluation is made up for when the run goes on
         if run.saved != run.step:
             save_now(run, saver)
@@ -298,8 +307,8 @@ def begin(run: Run) -> None:
                 head.stop - head.start)
     if head.memory is not None and not head.memory.injects(len(run.rates) - 1):
         logger.warning("nothing will be injected: head.inject starts after the last step, or has no age or strength")
-    logger.info("%d steps (%s epochs), from step %d, by %s", len(run.rates), config.epochs, run.step,
-                type(run.loader).__name__)
+    logger.info("%d steps (%s epochs), from step %d, loader %s", len(run.rates), config.epochs, run.step,
+                run.loader.name)
 
 
 def record_start(run: Run) -> None:

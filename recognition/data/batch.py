@@ -42,11 +42,17 @@ class Samples(Protocol):
 class Loader(Protocol):
     """The interface of all loaders."""
 
+    name: str
     plan: Plan
     bad: "BadSamples"  # the samples that this rank could not use so far
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of the global steps [start_step, stop_step) in order."""
+
+
+def host_array(shape: tuple[int, ...], device: torch.device) -> np.ndarray:
+    """An array uint8 to fill on the host and send to the device: pinned for a GPU, so that nothing copies it first."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda").numpy()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -55,6 +61,10 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def normalise(image: torch.Tensor) -> torch.Tensor:
-    """(pixel − 127.5) / 127.5: uint8 [b, 112, 112, 3] to float32 [b, 3, 112, 112] in channels-last memory."""
-    return image.permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).div_(127.5)
+def normalise(image: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(pixel − 127.5) / 127.5: uint8 [b, 112, 112, 3] to `dtype` [b, 3, 112, 112] in channels-last memory.
+
+    In bfloat16 and float16 it is, to the bit, the float32 result rounded: 2·pixel − 255 has at most 8 digits, so that
+    only the division rounds. A network that would cast its input there saves a pass over the float32 batch.
+    """
+    return image.permute(0, 3, 1, 2).to(dtype).sub_(127.5).div_(127.5)

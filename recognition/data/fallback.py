@@ -14,7 +14,7 @@ import torch
 from recognition.data.augment import augment
 from recognition.data.augmentation import IMAGE_SIDE
 from recognition.data.bad_samples import BAD_SHARE, BadSamples, decode_face
-from recognition.data.batch import Batch, Samples, to_device
+from recognition.data.batch import Batch, Samples, host_array, to_device
 from recognition.data.plan import Plan, PlannedBatch
 from recognition.errors import DataError
 
@@ -48,7 +48,7 @@ class FallbackLoader:
 
     def _begin(self, pool: ThreadPoolExecutor, step: int) -> tuple[PlannedBatch, np.ndarray, list[Future[None]]]:
         planned = self.plan.batch(step)
-        image = np.empty((len(planned.sample), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        image = host_array((len(planned.sample), IMAGE_SIDE, IMAGE_SIDE, 3), self.device)
         bounds = np.linspace(0, len(image), min(self.threads, len(image)) + 1).astype(int).tolist()
         return planned, image, [pool.submit(self._fill, planned, image, *span) for span in pairwise(bounds)]
 

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from recognition.distributed import Ranks, gather_rows, reduce_scatter_rows, sum_over_ranks
+from recognition.distributed import Arriving, Ranks, gather_rows_later, reduce_scatter_rows, sum_over_ranks
 from recognition.heads import fused
 from recognition.heads.broadface import PastEmbeddings
 from recognition.heads.fused_passes import FusedPasses
@@ -183,15 +183,22 @@ class ShardedHead:
         generator.manual_seed(torch_seed(key[0], self.seed, *key[1:]))
         return generator
 
+    def send(self, rows: Tensor) -> Arriving:
+        """Begin to gather rows [b, …] of the global batch, for `step` and `remember`; they must stay as they are."""
+        return gather_rows_later(rows.detach(), self.ranks)
+
     @torch.no_grad()
-    def step(self, embedding: Tensor, label: Tensor, step: int, lr: float) -> HeadStep:
+    def step(
+        self, embedding: Tensor, label: Tensor, step: int, lr: float, sent: tuple[Arriving, Arriving] | None = None
+    ) -> HeadStep:
         """Loss and embedding gradient of this step; updates the centres that it used.
 
         embedding: [b, d] raw (not unit length), any float type.  label: [b] int64 in [0, C).
         step: number of this optimiser step, counted from 0.  lr: learning rate of the backbone.
+        sent: what `send` gave for both; None: they are sent here.
         """
-        x = gather_rows(embedding.detach(), self.ranks).to(self.dtype)
-        label = gather_rows(label, self.ranks)
+        arriving = sent or (self.send(embedding), self.send(label))
+        x, label = arriving[0].rows.to(self.dtype), arriving[1].rows
         samples, labels, counted = x, label, None
         if self.past is not None:
             samples, labels, counted = self.past.join(x, label, self.shard, self.ranks)
@@ -213,10 +220,13 @@ class ShardedHead:
         return HeadStep(terms.loss[-len(x) :].mean(), gradient / len(x), finite, x, label)
 
     @torch.no_grad()
-    def remember(self, result: HeadStep, momentum_embedding: Tensor | None, step: int, good: Tensor) -> None:
+    def remember(
+        self, result: HeadStep, momentum_embedding: Tensor | Arriving | None, step: int, good: Tensor
+    ) -> None:
         """Write this step's samples into the memory, after everything that reads it.
 
-        momentum_embedding: [b, d] of this rank, where the injection asks for it.  good: boolean scalar on the device,
+        momentum_embedding: [b, d] of this rank, where the injection asks for it, or what `send` gave for it in
+        float32.  good: boolean scalar on the device,
         the same on all ranks; False writes nothing.
         """
         if self.memory is None:
@@ -224,7 +234,8 @@ class ShardedHead:
         inject = self.settings.inject
         sources = {"online": result.embedding}
         if momentum_embedding is not None:
-            sources["momentum"] = gather_rows(momentum_embedding.float(), self.ranks)
+            sent = momentum_embedding
+            sources["momentum"] = (sent if isinstance(sent, Arriving) else self.send(sent.float())).rows
         norm = torch.linalg.vector_norm(sources[getattr(inject, "norm_source", inject.source)], dim=1)
         self.memory.write(sources[inject.source], norm, result.label - self.start, step, good)
 

@@ -131,7 +131,8 @@ def test_every_setting_is_read_somewhere():
         "Config": "(?:config|self)", "DataSettings": "data", "EvaluationSettings": "evaluation", "LogSettings": "log",
         "CheckpointSettings": "(?:settings|checkpoint)", "StartSettings": "start", "HeadSettings": "(?:settings|head)",
         "BackboneSettings": "(?:settings|backbone)",
-        "OptimizerSettings": "(?:settings|optimizer)", "ScheduleSettings": "settings", "Augmentation": "augmentation",
+        "SpeedSettings": "speed", "OptimizerSettings": "(?:settings|optimizer)", "ScheduleSettings": "settings",
+        "Augmentation": "augmentation",
         "Injection": "(?:inject|injection)", "VPL": "(?:inject|injection|self)", "QAFace": "(?:inject|injection|self)",
     }
     unread = []
