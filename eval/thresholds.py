@@ -35,9 +35,10 @@ class UnknownThresholdError(Exception):
 
 
 def too_few(far: float, different: int, name: str) -> str:
-    """Why a FAR is refused."""
+    """Why a FAR is refused, and which is not."""
+    enough = [target for target in metrics.FAR_TARGETS if target * different >= 1]
     return (f"too few pairs for FAR {far:g}: it needs {math.ceil(1 / far)} of different people at least, "
-            f"{name} has {different}")
+            f"{name} has {different}" + (f", enough for --far {min(enough):g}" if enough else ""))
 
 
 def from_pairs(embed: Embed, path: str | Path, far: float, flip: bool = True) -> Threshold:

@@ -116,6 +116,7 @@ def test_onnxruntime_gives_the_same_with_any_number_of_threads(exported):
 
 @pytest.mark.parametrize(("form", "scale", "shift"), [
     ({}, 1 / 127.5, 127.5), ({"preprocessing": "inside"}, 1.0, 0.0), ({"batch": 1}, 1 / 127.5, 127.5),
+    ({"precision": "fp16"}, 1 / 127.5, 127.5), ({"quality": True, "norms": "images"}, 1 / 127.5, 127.5),
 ])  # fmt: skip
 def test_opencv_reads_the_file(exported, form, scale, shift):
     model = exported(**form)
