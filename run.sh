@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train, export and evaluate what a config describes:
 #
-#   bash run.sh [CONFIG ...] [--set a.b=VALUE ...] [--seeds N ...] [--side-by-side N] [--single] [--fresh] [--debug]
+#   bash run.sh [CONFIG ...] [--set a.b=VALUE ...] [--seeds N ...] [--side-by-side N] [--single] [--fresh]
+#               [--profile N] [--debug]
 #   bash run.sh --doctor [CONFIG] [--set a.b=VALUE ...] [--json FILE]
 #
 # CONFIG           a file of configs/ (default: configs/demo.py); the same command goes on where it stopped
@@ -10,6 +11,7 @@
 # --set a.b=VALUE  replace settings, e.g. --set epochs=10 optimizer.lr=0.05 (all of them: recognition/config.py);
 #                  relative paths in settings count from the checkout
 # --fresh          put an earlier run of this name aside and start over
+# --profile N      look closely at N steps: RUN/profile/summary.txt and a trace for Perfetto; the run goes on to its end
 # --debug          show tracebacks
 # --doctor         start nothing: what this machine has and what is slow on it, whether the data is sound, whether disk
 #                  and memory suffice, and how long the run would take; --json FILE: the same for programs

@@ -33,6 +33,7 @@ from recognition.data.dataset import open_dataset
 from recognition.doctor import examine
 from recognition.errors import SettingsError, run_command
 from recognition.finish import finish
+from recognition.profiling import Profile
 from recognition.status import read_status, write_status
 
 CPU_RANKS = 2
@@ -57,16 +58,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--doctor", action="store_true", help="say what this machine has, what the run needs and how "
                         "long it takes, and write nothing")
     parser.add_argument("--json", metavar="FILE", help="with --doctor: the same as JSON")
+    parser.add_argument("--profile", type=int, default=0, metavar="N",
+                        help="look at N steps closely, see RUN/profile/summary.txt; the run goes on to its end")
     parser.add_argument("--single", action="store_true", help="a config with variants alone, as it stands")
     options = parser.parse_args(list(arguments))
     if options.doctor:
         return _examine(options)
     if options.json:
         raise SettingsError("--json goes with --doctor")
+    Profile(options.profile)
     several = len(options.configs) > 1 or options.seeds
     if several or (not options.single and hasattr(read_file(options.configs[0]), "variants")):
         return _compare(options)
-    return run_one(options.configs[0], options.overrides, options.fresh, options.max_restarts)
+    return run_one(options.configs[0], options.overrides, options.fresh, options.max_restarts, options.profile)
 
 
 def _examine(options: argparse.Namespace) -> int:
@@ -81,18 +85,22 @@ def _examine(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if options.fresh:
         raise SettingsError("--fresh starts one run over; of several, move those aside that are to be run again")
+    if options.profile:
+        raise SettingsError("--profile looks at a single run")
     if read_machines().most > 1:
         raise SettingsError("several runs are compared on one machine; NNODES is for a single run")
     return compare(options.configs, options.seeds, options.overrides, options.side_by_side, options.single)
 
 
-def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int = 0) -> int:
-    """Train, export and evaluate one run; its exit status."""
+def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int = 0, profile: int = 0) -> int:
+    """Train, export and evaluate one run; its exit status. profile: so many steps."""
     machines, local_ranks = read_machines(), _environment("NPROC", _ranks())
     config = load(path, overrides, machines.most * local_ranks)
     prepare = getattr(read_file(path), "prepare", None)
     if prepare is not None:
         prepare(config)
+    if profile and not fresh and read_status(config.folder).get("state") in ("trained", "finished"):
+        raise SettingsError(f"--profile {profile}: {config.folder} is trained to its end; --fresh starts it over")
     find_sets(config)
     for folder in config.evaluation.ijb:
         find_target(folder)
@@ -100,7 +108,8 @@ def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int 
         open_dataset(config.data.root)  # what would stop the new run must not cost the old one its place
         put_aside(config.folder)
     print(f"starting {local_ranks} rank{'s' * (local_ranks > 1)} on this machine", flush=True)
-    command = ["-m", "recognition.train", path, *(["--set", *overrides] if overrides else [])]
+    command = ["-m", "recognition.train", path, *(["--set", *overrides] if overrides else []),
+               *(["--profile", str(profile)] if profile else [])]
     status, reason = launch(command, machines, local_ranks, max_restarts)
     told = read_status(config.folder)
     if status == 0:

@@ -35,6 +35,7 @@ from recognition.errors import CheckpointError, DataError, NumericsError
 from recognition.guard import Verdict
 from recognition.log import RunLog, logger, provenance
 from recognition.micro_batches import MicroBatches
+from recognition.profiling import Profile
 from recognition.progress import Progress
 from recognition.replicas import require_equal
 from recognition.speed import Garbage, as_written
@@ -80,23 +81,24 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m recognition.train", description=main.__doc__)
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE")
+    parser.add_argument("--profile", type=int, default=0, metavar="N")
     options = parser.parse_args(list(arguments))
     end_with_parent()
     config = load(options.config, options.overrides)
     ranks = distributed.start(config.timeout_seconds, Progress(note_path("progress")))
     status = 0
     try:
-        train(config, ranks)
+        train(config, ranks, Profile(options.profile))
     except Stopped as stop:
         status = note_stop(stop.signal)
     distributed.stop(ranks)
     return status
 
 
-def train(config: Config, ranks: Ranks) -> Run:
+def train(config: Config, ranks: Ranks, profile: Profile | None = None) -> Run:
     """Train to the end of the schedule, from the newest checkpoint if the run's folder has one.
 
-    Raises Stopped when a signal asked for it, once the state is saved.
+    profile: of some of the steps.  Raises Stopped when a signal asked for it, once the state is saved.
     """
     with contextlib.closing(RunLog(config.folder, ranks)) as log, StopRequest() as stop, sole_run(config.folder, ranks):
         run = assemble(config, ranks)
@@ -107,6 +109,8 @@ def train(config: Config, ranks: Ranks) -> Run:
                               names, run.dataset.num_classes, ranks)
             if kept:
                 logger.info(kept)
+        profile = profile or Profile(0)
+        profile.require(run)
         begin(run)
         sets = find_sets(config) if config.evaluation.every_epochs > 0 else []
         verifier = Verifier(sets, config.evaluation.degrade, ranks)
@@ -114,7 +118,7 @@ def train(config: Config, ranks: Ranks) -> Run:
             while not run.is_over or run.scored != run.step:
                 log.begin(run.step, len(run.rates), config)
                 try:
-                    learn(run, log, verifier, saver, stop)
+                    learn(run, log, verifier, saver, stop, profile)
                 except _BackToCheckpoint:
                     go_back(run, saver)
         if ranks.is_first:  # also where the last save was of an earlier command
@@ -124,7 +128,7 @@ def train(config: Config, ranks: Ranks) -> Run:
     return run
 
 
-def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopRequest) -> None:
+def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopRequest, profile: Profile) -> None:
     """Steps to the end of the schedule; between them logs, evaluates and saves where it is due."""
     config, progress, total = run.config, run.ranks.progress, len(run.rates)
     clock = SaveClock(config.checkpoint.every_minutes)
@@ -132,7 +136,7 @@ def learn(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopReq
     with contextlib.closing(batches), Garbage(config.speed.hold_garbage) as garbage:  # type: ignore[type-var]
         evaluate_where_due(run, log, verifier, saver, stop)  # a stop may have come before it
         progress.at("loading a batch", run.step)
-        for batch in log.waiting(batches):
+        for batch in log.waiting(profile.watch(run, batches)):
             progress.at("a step", run.step)
             lr = float(run.rates[run.step])
             figures = train_step(run, batch, lr)
