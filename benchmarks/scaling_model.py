@@ -10,7 +10,8 @@ one step. `collectives` is exact. Seconds are floors of a device, of its product
 
 5 passes over E in half precision account for what unfused normalisation adds to the convolutions of every IResNet, to
 3 %. A collective takes its bytes over the ring's bandwidth and a latency for every doubling of the ranks. Those of the
-head are waited for; the backbone's gradients travel while its backward, two thirds of the time, runs.
+head are waited for; the backbone's gradients, and with a momentum backbone the embeddings, travel beside computation, of
+which the backward, two thirds of the backbone's time, is counted.
 Proven by tests/benchmarks/test_scaling.py, communication against counted steps on 2 and 4 ranks.
 """
 
@@ -101,14 +102,16 @@ class Collective:
     def moved(self, ranks: int) -> float:
         """Bytes that a ring lets each rank send: a gather or a scatter (R − 1)/R of the tensor, a reduction twice."""
         once = (ranks - 1) / ranks * self.num_bytes
-        return once if self.name in ("gather_rows", "reduce_scatter_rows") else 2 * once
+        return once if self.name in ("gather_rows_later", "reduce_scatter_rows") else 2 * once
 
 
 def collectives(step: Step, backbone: Backbone) -> list[Collective]:
     """All that a step exchanges where the margin needs no more than the target's shard (ArcFace and its like)."""
     rows = 4 * step.batch * step.size
     found = [
-        Collective("gather_rows", 2 + step.momentum, rows * (1 + step.momentum) + 8 * step.batch),
+        # Embeddings and labels, then the momentum backbone's; with one, they travel while it or the head computes.
+        Collective("gather_rows_later", 2 + step.momentum, rows * (1 + step.momentum) + 8 * step.batch,
+                   waited=not step.momentum),
         # Sums and target cosines; running statistics.
         Collective("sum_over_ranks", 1 + (backbone.statistics > 0), 8 * step.batch + 4 * backbone.statistics),
         Collective("reduce_scatter_rows", 1, rows),

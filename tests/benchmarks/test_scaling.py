@@ -113,7 +113,7 @@ def test_rows_used_are_the_head_s(tmp_path):
 
 
 def test_bytes_around_a_ring():
-    assert Collective("gather_rows", 1, 800).moved(8) == 700
+    assert Collective("gather_rows_later", 1, 800).moved(8) == 700
     assert Collective("sum of gradients", 1, 800).moved(8) == 1400
     assert Collective("sum of gradients", 1, 800).moved(1) == 0
 
