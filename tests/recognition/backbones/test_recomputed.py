@@ -60,7 +60,9 @@ def steps(
     return module.state_dict() | gradients, sum(held)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny group", "mobilefacenet", "vit"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "tiny group", pytest.param("mobilefacenet", marks=pytest.mark.slow), "vit"]
+)
 def test_same_bits_and_less_memory(name: str) -> None:
     """Parameters, gradients, running statistics and their counters; of two steps, so that each feeds the other."""
     (expected, whole), (found, held) = (steps(name, checkpointing) for checkpointing in (False, True))
