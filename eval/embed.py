@@ -28,7 +28,7 @@ __all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "TorchEmbedder", "
 # Images at once, of a model that takes any number. On a CPU what is computed has to stay in the cache: 64 at once are a
 # third slower or more (docs/evaluation.md, "Measured").
 ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 4, 8, 256
-EMBEDDING = "embedding"  # the output that counts where a graph has several
+OUR_OUTPUTS = ("embedding", "quality")  # of this project's graphs with two; the first counts
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
 
@@ -111,8 +111,8 @@ class OnnxEmbedder:
         names = [node.name for node in self._session.get_outputs()]
         if wanted is not None and wanted not in names:
             raise SettingsError(f"{self.name}: no output {wanted!r}; it has {names}")
-        if wanted is None and len(names) > 1 and EMBEDDING in names:
-            wanted = EMBEDDING  # what this project's files with a second output `quality` call it
+        if wanted is None and set(names) == set(OUR_OUTPUTS):
+            wanted = OUR_OUTPUTS[0]
         if wanted is None and len(names) != 1:
             raise CheckpointError(f"{self.name}: expected one output, got {names}; --output says which")
         output = wanted or names[0]

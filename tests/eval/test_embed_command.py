@@ -123,7 +123,8 @@ def test_a_record_set_has_labels_and_no_quality_where_the_model_knows_none(small
     assert columns["label"].tolist() == dataset.labels.tolist()
     assert (columns["file"][0], columns["file"][-1], len(columns["file"])) == ("train.rec:1", "train.rec:96", 96)
     image = decode_rgb(dataset.encoded(95))[None]
-    np.testing.assert_allclose(columns["embedding"][95], load_embedder(tmp_path / "m.pt", 1).embed(image)[0], rtol=1e-5)
+    wanted = load_embedder(tmp_path / "m.pt", 1).embed(image)[0]
+    np.testing.assert_allclose(columns["embedding"][95], wanted, rtol=1e-4, atol=1e-3)
     assert "quality_mean" not in about
 
 

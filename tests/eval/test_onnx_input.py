@@ -244,13 +244,13 @@ def test_metadata_that_make_no_sense_are_refused(tmp_path, entry, text):
 
 def test_our_exporters_metadata_are_ours(tmp_path):
     from eval.onnx_input import OUR_METADATA, described_pixels
-    from recognition.backbones import BackboneSettings
-    from tools.export_onnx import metadata
+    from tools.exporting.form import Form, metadata
 
-    written = metadata(BackboneSettings(name="tiny", embedding_size=16), {})
+    written = metadata(Form(), Pixels(), 16, {"backbone": "tiny"}, None)
     assert set(OUR_METADATA) <= set(written)
     assert described_pixels(written, tmp_path) == Pixels()
     assert json.loads(written["mean"]) == 127.5
+    assert described_pixels(metadata(Form(preprocessing="inside"), Pixels(), 16, {}, None), tmp_path) == RAW
 
 
 def test_the_user_is_believed_and_warned(tmp_path):
@@ -295,6 +295,9 @@ def test_one_of_several_outputs_may_be_named(tmp_path):
         opened(tmp_path, model)
     embedder = opened(tmp_path, model, Given(output="embedding"))
     np.testing.assert_allclose(embedder.embed(IMAGES), plain(tmp_path), atol=1e-5)
+    model.graph.node.append(node("Identity", model.graph.output[1].name, "quality"))
+    model.graph.output[1].name = "quality"  # as this project's export calls it
+    np.testing.assert_allclose(opened(tmp_path, model).embed(IMAGES), plain(tmp_path), atol=1e-5)
 
 
 def test_constants_outside_the_file_are_followed(tmp_path):
