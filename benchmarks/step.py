@@ -252,7 +252,8 @@ def time_variants(
 def time_round(contestant: Contestant, count: int, device: str) -> dict[str, float]:
     """Seconds of a step, CPU seconds and seconds of its parts, means over `count` steps; "other" is what no part is."""
     contestant.clock.seconds()
-    wall, cpu = time_steps(contestant.step, count, device)
+    with contestant.around():
+        wall, cpu = time_steps(contestant.step, count, device)
     parts = {name: value / count for name, value in contestant.clock.seconds().items()}
     return {"step": wall, "cpu": cpu, **parts, "other": max(0.0, wall - sum(parts.values()))}
 

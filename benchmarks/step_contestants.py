@@ -8,6 +8,7 @@ Proven by tests/benchmarks/test_step.py.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from recognition.backbones import build as build_backbone
 from recognition.config import Config, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
-from recognition.heads.sharded import HeadStep
+from recognition.heads.sharded import HeadStep, ShardedHead
+from recognition.speed import Garbage
 from recognition.train import train_step
 
 RATE = 1e-6  # learning rate: the networks stay what they are, however long it runs
@@ -72,27 +74,32 @@ class Variant:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A variant ready to run. step: one whole step, its wait for data included.  state: bytes that it keeps."""
+    """A variant ready to run. step: one whole step, its wait for data included.  state: bytes that it keeps.
+
+    around: a context for some steps in a row, as training has it.
+    """
 
     step: Callable[[], object]
     clock: PhaseClock
     state: int
+    around: Callable[[], AbstractContextManager] = nullcontext
 
 
-class NoHead:
+class NoHead(ShardedHead):
     """In the head's place: a gradient that costs nothing."""
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
+        self.ranks = Ranks(device=device)
         gradient = torch.randn(batch, size, device=device).div_(batch)
         label = torch.zeros(batch, dtype=torch.int64, device=device)
         true = torch.ones((), dtype=torch.bool, device=device)
         self.result = HeadStep(torch.zeros((), device=device), gradient, true, gradient, label)
 
-    def step(self, *_: object) -> HeadStep:
+    def step(self, *_: Any, **__: Any) -> HeadStep:
         """See ShardedHead.step."""
         return self.result
 
-    def remember(self, *_: object) -> None:
+    def remember(self, *_: Any, **__: Any) -> None:
         """See ShardedHead.remember."""
 
     def state(self) -> dict[str, Tensor]:
@@ -135,8 +142,7 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
     with quick_centers(centers):
         run = assemble(config, Ranks(device=device))
     if alone:
-        head: Any = NoHead(problem.batch, config.backbone.embedding_size, device)
-        run.head = head
+        run.head = NoHead(problem.batch, config.backbone.embedding_size, device)
     else:
         share(run.head.state(), shared)
     clock = run.phases = PhaseClock(problem.device)
@@ -152,7 +158,8 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
 
     networks = [run.backbone] + ([run.momentum.module] if run.momentum else [])
     kept = [*run.head.state().values(), *run.optimizer.state().values()]
-    return Contestant(step, clock, in_bytes(kept) + sum(in_bytes(network_tensors(network)) for network in networks))
+    state = in_bytes(kept) + sum(in_bytes(network_tensors(network)) for network in networks)
+    return Contestant(step, clock, state, lambda: Garbage(config.speed.hold_garbage))
 
 
 def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Contestant:

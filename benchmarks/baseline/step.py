@@ -10,6 +10,7 @@ The backward is cut in two at the embeddings, head and then backbone: the order 
 Proven by tests/benchmarks/test_step.py: the same losses and gradients as the project's own step.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from benchmarks.baseline.head import PartialFC
 from recognition.distributed import Ranks
 from recognition.phases import Phases
+
+_ddp_parameters = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ddp_parameters else "broadcast_buffers"
 
 
 class _ListGather(torch.autograd.Function):
@@ -77,8 +81,9 @@ class UsualStep:
         self.replica: nn.Module = backbone
         if ranks.group is not None:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
+            without_sync: Any = {SYNC_BUFFERS: False}
             self.replica = nn.parallel.DistributedDataParallel(
-                backbone, device_ids=devices, process_group=ranks.group, broadcast_buffers=False)
+                backbone, device_ids=devices, process_group=ranks.group, bucket_cap_mb=16, **without_sync)
         self.head = ListPartialFC(weight, num_classes, margin, ranks, momentum=momentum, sample_rate=sample_rate,
                                   sampled_update="dense", product_dtype=product_dtype)
         groups = [{"params": list(backbone.parameters())}, {"params": [self.head.weight]}]
