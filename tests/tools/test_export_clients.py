@@ -133,6 +133,7 @@ def test_opencv_reads_the_file(exported, form, scale, shift):
     cv2.utils.logging.setLogLevel(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.98)])
 def test_smaller_files_open_as_any(exported, precision, least):
     """What they take and give is float32, and a client notices nothing but small differences."""
