@@ -10,8 +10,8 @@ one step. `collectives` is exact. Seconds are floors of a device, of its product
 
 5 passes over E in half precision account for what unfused normalisation adds to the convolutions of every IResNet, to
 3 %. A collective takes its bytes over the ring's bandwidth and a latency for every doubling of the ranks. Those of the
-head are waited for; the backbone's gradients, and with a momentum backbone the embeddings, travel beside computation, of
-which the backward, two thirds of the backbone's time, is counted.
+head are waited for; the backbone's gradients, and with a momentum backbone the embeddings, travel beside computation,
+of which the backward, two thirds of the backbone's time, is counted.
 Proven by tests/benchmarks/test_scaling.py, communication against counted steps on 2 and 4 ranks.
 """
 

@@ -189,9 +189,11 @@ def page(summary: dict[str, Any]) -> str:
                   f"({outside / wall:.0%})"]
     lines += [f"exchanges between ranks: {exchanges['calls']:.1f} a step, {exchanges['milliseconds']:.2f} ms with one "
               "under way"]
-    told = ", ".join(f"{name} {count:.1f}" for name, count in waits.items()) or "none"
-    lines += [f"host waits for the device, a step: {told}; copies to the host {summary['copies_to_the_host']:.1f}; "
-              f"values read by the host {summary['values_read']:.1f}", ""]
+    if device:
+        told = ", ".join(f"{name} {count:.1f}" for name, count in waits.items()) or "none"
+        lines += [f"host waits for the device, a step: {told}; copies to the host {summary['copies_to_the_host']:.1f}; "
+                  f"values read by the host {summary['values_read']:.1f}"]
+    lines += [""]
     for title, rows in {"kernels": summary["kernels"], "operators on the host, own time": summary["operators"]}.items():
         if rows:
             lines += [str(_top_table(title, rows, wall)), ""]
