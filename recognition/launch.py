@@ -28,7 +28,7 @@ from eval.ijb_lists import find_target
 from recognition.agent import run_ranks
 from recognition.compare import compare
 from recognition.config import find_sets, load, read_file
-from recognition.cpus import available_cpus
+from recognition.cpus import available_cpus, rank_environment
 from recognition.data.dataset import open_dataset
 from recognition.doctor import examine
 from recognition.errors import SettingsError, run_command
@@ -189,10 +189,8 @@ def put_aside(folder: Path) -> None:
 
 def launch(command: Sequence[str], machines: Machines, local_ranks: int, max_restarts: int) -> tuple[int, str]:
     """Run `python COMMAND` on all ranks of this machine; exit status, and the reason where it is not 0."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // local_ranks)))
-    # Batches of images are large: malloc would give each back to the system and fetch it anew, page by page.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 31))
+    for name, value in rank_environment(max(1, available_cpus() // local_ranks)).items():
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="run-notes-") as folder:
         try:
             return run_ranks(command, machines.rendezvous(max_restarts), local_ranks, max_restarts, Path(folder))
