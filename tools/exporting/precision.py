@@ -8,7 +8,8 @@ one scale an output channel. What was measured on trained networks, and led here
 - the ranges are the smallest and the largest value on the calibration images: percentiles and entropy cost accuracy or
   time and gain nothing;
 - ReLU and Clip go with the convolution in front of them: without that, its range is that of values that are cut off;
-- first and last layer need no exception; PReLU, the norms, softmax and the product of queries and keys stay float.
+- first and last layer need no exception for the accuracy's sake; a first layer in front of PReLU does for speed's;
+- PReLU, the norms, softmax and attention's products of two activations stay float.
 Proven by tests/tools/exporting/test_precision.py.
 """
 
@@ -92,7 +93,7 @@ def to_int8(model: onnx.ModelProto, data: np.ndarray, batch: int | None = None) 
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
-                    nodes_to_exclude=_without_weights(model.graph),
+                    nodes_to_exclude=kept_in_float(model.graph),
                     extra_options={"QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
                 )
         except Exception as error:  # whatever onnxruntime's quantiser meets in a graph that it does not know
@@ -105,10 +106,19 @@ def to_int8(model: onnx.ModelProto, data: np.ndarray, batch: int | None = None) 
     return quantised
 
 
-def _without_weights(graph: onnx.GraphProto) -> list[str]:
-    """Names of the products of two activations: those of attention lose most in 8 bits and gain least."""
+def kept_in_float(graph: onnx.GraphProto) -> list[str]:
+    """Names of nodes that could be quantised and are not.
+
+    Products of two activations: those of attention lose most and gain least. A first layer that is followed by what
+    computes in float (PReLU): with three channels in, the way there and back costs more than it saves.
+    """
     weights = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not weights & set(node.input)]
+    kept = [node.name for node in graph.node if node.op_type == "MatMul" and not weights & set(node.input)]
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and INPUT in node.input:
+            behind = {reader.op_type for reader in graph.node if node.output[0] in reader.input}
+            kept += [] if behind <= set(QUANTISED) else [node.name]
+    return kept
 
 
 class _Batches:

@@ -67,16 +67,31 @@ def test_int8(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray
     assert {entry.domain for entry in model.opset_import} == {""}
     assert [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)] == [1, 1]
     kinds = types_of(tmp_path / "int8.onnx")
-    assert TensorProto.FLOAT not in kinds["Conv"] | kinds["Gemm"], "weights are read through DequantizeLinear"
+    assert TensorProto.FLOAT not in kinds["Gemm"], "weights are read through DequantizeLinear"
     assert kinds["PRelu"] == {TensorProto.FLOAT}
     assert "Clip" not in kinds, "the range of the convolution's output does what Clip did"
     makers = {name: node for node in model.graph.node for name in node.output}
     values = {tensor.name: tensor for tensor in model.graph.initializer}
+    first, second = (node for node in model.graph.node if node.op_type == "Conv")
+    assert values[first.input[1]].data_type == TensorProto.FLOAT, "in front of PRelu"
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
+        if node.op_type == "Gemm" or node == second:
             weight, scale = makers[node.input[1]].input[:2]
             assert values[weight].data_type == TensorProto.INT8
             assert list(values[scale].dims) == [values[weight].dims[0]], "a scale for every output channel"
+
+
+def test_the_first_layer_is_quantised_in_front_of_a_clip(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray
+) -> None:
+    def clip(model: onnx.ModelProto) -> None:
+        for node in [node for node in model.graph.node if node.op_type == "Constant"][:2]:
+            model.graph.node.remove(node)
+            model.graph.node.insert(0, node)
+        model.graph.node[3].CopyFrom(helper.make_node("Clip", ["c1", "low", "high"], ["p1"]))
+
+    export(given_file(change=clip), tmp_path / "int8.onnx", faces, form=Form("int8"))
+    assert types_of(tmp_path / "int8.onnx")["Conv"] == set()
 
 
 def test_int8_wants_images_and_says_so(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,7 +19,8 @@ from recognition.distributed import Ranks
 from recognition.errors import NumericsError, SettingsError
 from recognition.heads.margins import ArcFace
 from recognition.heads.sharded import HeadSettings
-from recognition.memory import QAFace, quality_weight
+from recognition.memory import VPL, Injection, Memory, QAFace, quality_weight
+from recognition.state import model_info
 from recognition.train import train
 from tools.export_onnx import export
 from tools.exporting.form import Form
@@ -96,39 +98,45 @@ def test_measured_norms_are_those_of_numpy() -> None:
         measured_norms(np.zeros((3, 8), np.float32))
 
 
-def qaface_run(output: Path, root: Path, **inject: object) -> Config:
+def qaface_run(output: Path, root: Path) -> Config:
     return Config(
         name="run", output=str(output), batch_size=16, epochs=2 / 6,
         data=DataSettings(str(root), reader="fallback"), backbone=BackboneSettings("tiny", embedding_size=16),
-        head=HeadSettings(ArcFace(s=16.0, m=0.3), inject=QAFace(tau=1.5, **inject)),  # type: ignore[arg-type]
+        head=HeadSettings(ArcFace(s=16.0, m=0.3), inject=QAFace(tau=1.5)),
         evaluation=EvaluationSettings(every_epochs=0), log=LogSettings(every_steps=1, tensorboard=False),
     )  # fmt: skip
 
 
-def test_a_model_file_carries_its_runs_norms(tmp_path: Path, small_set: Path) -> None:
-    config = qaface_run(tmp_path, small_set)
-    train(config, Ranks())
-    _, _, info = load_model(config.folder / "model_last.pt")
-    saved = checkpoint.open_save(config.folder, Ranks())
-    mean, deviation, known = saved.replicated()["memory.statistics"].tolist()
-    assert known == 1
-    assert info["norms"] == {"mean": mean, "deviation": deviation, "tau": 1.5, "of": "momentum"}
-    norms = norms_of_info(info)
-    assert norms == norms_of_run(config.folder), "what older model files lack stands in the checkpoint"
-    assert norms == Norms(mean, deviation, -1.5, "training: the momentum backbone on augmented images")
+def test_a_model_file_carries_its_runs_norms() -> None:
+    def info_of(injection: Injection) -> dict[str, object]:
+        memory = Memory(injection, 3, 8, torch.device("cpu"), 4, 0)
+        config = SimpleNamespace(name="demo")
+        run = SimpleNamespace(config=config, step=7, epoch=1, scores=[], head=SimpleNamespace(memory=memory))
+        plain = {"run": "demo", "step": 7, "epoch": 1, "scores": []}
+        assert model_info(run) == plain, "nothing is known before the first batch"  # type: ignore[arg-type]
+        memory.write(torch.randn(4, 8), torch.tensor([9.0, 10, 12, 13]), torch.arange(4), 1, torch.tensor(True))
+        return {key: value for key, value in model_info(run).items() if key not in plain}  # type: ignore[arg-type]
+
+    assert info_of(VPL()) == {}
+    found = info_of(QAFace(tau=1.5, norm_source="online"))
+    deviation = pytest.approx(np.std([9, 10, 12, 13]))
+    assert found == {"norms": {"mean": 11.0, "deviation": deviation, "tau": 1.5, "of": "online"}}
 
 
 @pytest.mark.slow
 def test_the_quality_of_a_run(tmp_path: Path, small_set: Path) -> None:
-    config = qaface_run(tmp_path, small_set, norm_source="online")
+    config = qaface_run(tmp_path, small_set)
     train(config, Ranks())
+    _, _, info = load_model(config.folder / "model_last.pt")
+    mean, deviation, known = checkpoint.open_save(config.folder, Ranks()).replicated()["memory.statistics"].tolist()
+    assert known == 1
+    norms = Norms(mean, deviation, -1.5, "training: the momentum backbone on augmented images")
+    assert norms_of_info(info) == norms
+    assert norms_of_run(config.folder) == norms, "what older model files lack stands in the checkpoint"
     faces = read_images(small_set, 40)
-    report = export(config.folder, tmp_path / "out.onnx", faces, form=Form(quality=True))
-    assert report.norms is not None
-    assert report.norms.source == "training: the online backbone on augmented images"
+    assert export(config.folder, tmp_path / "out.onnx", faces, form=Form(quality=True)).norms == norms
     found = outputs(tmp_path / "out.onnx", faces)
-    length = np.linalg.norm(found["embedding"], axis=1)
-    np.testing.assert_allclose(found["quality"], report.norms.z(length), atol=1e-3)
+    np.testing.assert_allclose(found["quality"], norms.z(np.linalg.norm(found["embedding"], axis=1)), atol=1e-3)
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
