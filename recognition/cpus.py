@@ -1,26 +1,23 @@
-"""The processors that this process may use, what they multiply, and the environment in which ranks use them well.
+"""The processors that this process may use, and the environment in which ranks use them well.
 
 Imports nothing of the project. Proven by tests/recognition/test_cpus.py.
 """
 
 import os
-import re
 from pathlib import Path
 
 
-def available_cpus() -> int:
-    """Processors in this process's affinity mask where the system knows one, else all: a container may have fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors that this process may use: those of its affinity mask, or of all; no more than a container's quota.
 
-
-def bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """How this CPU multiplies bfloat16: "amx_bf16" (tiles), "avx512_bf16" (vectors), or "" (it does not, or unknown)."""
+    quota: microseconds of all processors together, and of the time in which they may be used; "max": no limit.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-    except OSError:
-        return ""
-    known = flags[1].split() if flags else []
-    return next((name for name in ("amx_bf16", "avx512_bf16") if name in known), "")
+        allowed, period = quota.read_text().split()
+        return count if allowed == "max" else max(1, min(count, round(int(allowed) / int(period))))
+    except (OSError, ValueError):
+        return count
 
 
 def rank_environment(threads: int) -> dict[str, str]:

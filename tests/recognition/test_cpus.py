@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recognition.cpus import available_cpus, bf16_instructions, rank_environment
+from recognition.cpus import available_cpus, rank_environment
 
 
 def test_only_processors_that_may_be_used_count():
@@ -14,23 +14,15 @@ def test_only_processors_that_may_be_used_count():
            "from recognition.cpus import available_cpus; print(available_cpus())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "1"
-    assert available_cpus() == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    ("fpu avx512f avx512_bf16 amx_tile amx_bf16", "amx_bf16"),
-    ("fpu avx512f avx512_bf16", "avx512_bf16"),
-    ("fpu avx2 avx512f", ""),
-])
-def test_bf16_is_told_by_the_cpu_s_flags(tmp_path, flags, expected):
-    path = tmp_path / "cpuinfo"
-    path.write_text(f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
-    assert bf16_instructions(path) == expected
-
-
-def test_an_unknown_cpu_has_none(tmp_path):
-    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
-    assert bf16_instructions(tmp_path / "arm") == bf16_instructions(tmp_path / "missing") == ""
+@pytest.mark.parametrize(("text", "expected"), [("max 100000\n", 3), ("150000 100000\n", 2), ("20000 100000\n", 1),
+                                                ("900000 100000\n", 3), ("broken", 3), (None, 3)])
+def test_a_container_s_quota_counts(tmp_path, monkeypatch, text, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5})
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text)
+    assert available_cpus(tmp_path / "cpu.max") == expected
 
 
 def test_ranks_start_with_their_share_of_the_threads():

@@ -1,0 +1,50 @@
+"""The benchmark of ways to train on a CPU: its variants, and a measurement of two of them."""
+
+import json
+import os
+
+import pytest
+
+from benchmarks import cpu
+from benchmarks.ranks import environment_of
+from recognition.errors import SettingsError
+
+
+def test_one_thing_changes_at_a_time():
+    first, *others = cpu.variants(2)
+    assert (first.ranks, first.threads, first.overrides, first.malloc, first.flush) == (2, 1, (), True, False)
+    for other in others:
+        differs = [(other.ranks, other.threads) != (2, 1), bool(other.overrides), not other.malloc, other.flush]
+        assert sum(differs) == 1, other
+    assert len({variant.name for variant in cpu.variants(16)}) == len(cpu.variants(16))
+    assert all(variant.ranks * variant.threads <= 16 for variant in cpu.variants(16))
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("FIRST", "1")
+    monkeypatch.delenv("SECOND", raising=False)
+    with environment_of({"FIRST": None, "SECOND": "2"}):
+        assert "FIRST" not in os.environ
+        assert os.environ["SECOND"] == "2"
+    assert os.environ["FIRST"] == "1"
+    assert "SECOND" not in os.environ
+
+
+def test_unknown_variants_are_named():
+    with pytest.raises(SettingsError, match="denormals flushed"):
+        cpu.main(["--only", "faster"])
+
+
+@pytest.mark.slow
+def test_a_small_measurement(tmp_path, capsys):
+    out = tmp_path / "cpu.json"
+    names = [cpu.variants(cpu.available_cpus())[0].name, "malloc as it comes"]
+    cpu.main(["--backbone", "tiny", "--batch", "16", "--steps", "2", "--rounds", "1", "--only", *names,
+              "--json", str(out)])
+    result = json.loads(out.read_text())
+    assert [row["name"] for row in result["rows"]] == names
+    launched, plain = result["rows"]
+    assert launched["ratio"] == launched["cpu_ratio"] == 1
+    assert plain["faults"] > launched["faults"]
+    assert plain["seconds"] > 0 < plain["cpu_seconds"]
+    assert "malloc as it comes" in capsys.readouterr().out
