@@ -20,6 +20,12 @@ TRAINING = {
     "lr": ("Learning rate", "learning rate"),
     "gradient_norm": ("Gradient of the backbone", "length"),
     "images_per_second": ("Speed", "images a second"),
+    "embedding_norm_mean": ("Length of embeddings, mean ± deviation", "length"),
+    "momentum_norm_mean": ("Length of the momentum backbone's", "length"),
+    "data_wait": ("Waiting for images", "share of the time"),
+    "memory_gb": ("Memory of a process", "GB"),
+    "gpu_memory_gb": ("Memory of a GPU, at most", "GB"),
+    "gpu_utilization": ("GPU at work", "share of the time"),
 }
 INJECTION = {
     "norm_mean": ("Norm of embeddings, μ ± σ", "norm"),
@@ -31,9 +37,11 @@ INJECTION = {
     "memory_ratio": ("Injected over centre", "ratio of lengths"),
     "center_angle": ("Centre turned by injection", "degrees"),
 }
-WITHIN_A_BAND = {"norm_deviation": "norm_mean"}
+WITHIN_A_BAND = {"norm_deviation": "norm_mean", "embedding_norm_std": "embedding_norm_mean",
+                 "momentum_norm_std": "momentum_norm_mean"}
+ENDS = {f"{whose}_norm_{end}" for whose in ("embedding", "momentum") for end in ("min", "max")}
 ZERO_IS_UNKNOWN = {"norm_mean"}  # what injects without looking at norms logs 0
-NOT_DRAWN = {"step", "epoch", *WITHIN_A_BAND}
+NOT_DRAWN = {"step", "epoch", *WITHIN_A_BAND, *ENDS}
 
 
 def runs(models: Sequence[Model]) -> str:

@@ -33,17 +33,19 @@ def join(config: Config, folder: Path, goes_on: bool) -> Any:
         console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True,
         x_save_requirements=False, login_timeout=60, quiet=True,
     )
+    from recognition.log import logger  # which asks for this file
+
     try:
-        return wandb.init(project=config.log.wandb, name=config.name, id=_run_id(folder), resume="allow", config=sent,
-                          dir=str(folder), sync_tensorboard=True, settings=settings)
+        run = wandb.init(project=config.log.wandb, name=config.name, id=_run_id(folder), resume="allow", config=sent,
+                         dir=str(folder), sync_tensorboard=True, settings=settings)
     except (wandb.Error, TimeoutError, OSError) as error:
         reason = f"log.wandb={config.log.wandb}: {_first_line(error)}"
         if not goes_on:
             raise SettingsError(f"{reason}; `wandb login` once, or WANDB_MODE=offline") from None
-        from recognition.log import logger
-
         logger.warning("%s; the run goes on without it", reason)
         return None
+    logger.info("Weights & Biases: %s", run.url or f"offline, in {folder / 'wandb'}")
+    return run
 
 
 def leave(run: Any) -> None:

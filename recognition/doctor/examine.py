@@ -50,13 +50,14 @@ def _go_through(
         return
     _tell_settings(report, config, path, overrides, ranks)
     facts = _look_at_data(report, config, path)
-    _look_at_needs(report, config, facts, ranks)
-    if not facts or report.problems:
+    damaged = any(fact.kind == "problem" for fact in report.sections.get("training set", []))
+    most_rows = _look_at_needs(report, config, facts, ranks)
+    if not facts or not most_rows or damaged:
         report.section("time")
-        report.fact("not measured", "the training set is not there yet" if not facts else "see the problems above")
+        report.fact("not measured", "without the training set" if not facts else "see the problems above")
         return
     print("measuring some steps, about a minute …", flush=True)
-    tell_time(report, config, path, overrides, facts, launch, machines)
+    tell_time(report, config, path, overrides, facts, launch, machines, most_rows)
 
 
 def _tell_settings(report: Report, config: Config, path: str, overrides: Sequence[str], ranks: int) -> None:
@@ -96,7 +97,8 @@ def _look_at_data(report: Report, config: Config, path: str) -> list[SetFacts]:
     return facts
 
 
-def _look_at_needs(report: Report, config: Config, facts: list[SetFacts], ranks: int) -> None:
+def _look_at_needs(report: Report, config: Config, facts: list[SetFacts], ranks: int) -> int:
+    """The sections on disk and memory; how many images of a rank fit, 0 where nothing does."""
     classes = sum(fact.classes or 0 for fact in facts)
     on_gpu = torch.cuda.is_available()
     needs = needs_of(config, classes, steps_per_epoch(config, facts), ranks, on_gpu)
@@ -113,7 +115,7 @@ def _look_at_needs(report: Report, config: Config, facts: list[SetFacts], ranks:
     if held > free:
         report.problem(SettingsError.status, "too little", f"{amount(held)} before any activation, {of}: more GPUs or "
                        "machines share the classes; head.storage=bf16, head.optimizer=adagrad take fewer bytes")
-        return
+        return 0
     each = activation_bytes(config, choose_precision(config.precision, device), device)
     part = part_of_a_rank(config, ranks)
     whole = held + each * part
@@ -126,6 +128,7 @@ def _look_at_needs(report: Report, config: Config, facts: list[SetFacts], ranks:
                        "backbone.checkpointing=true takes fewer bytes, or a smaller batch_size")
     else:
         report.judge(whole < 0.85 * free, "activations", told)
+    return int(0.7 * (free - held) / each) * config.micro_batches
 
 
 def _parts(config: Config, ranks: int, each: float, room: float) -> int:

@@ -33,15 +33,19 @@ class Estimate(NamedTuple):
 
 def tell_time(
     report: Report, config: Config, path: str, overrides: Sequence[str], facts: list[SetFacts], launch: Launch,
-    machines: int,
+    machines: int, most_rows: int,
 ) -> None:
-    """The section on time: measures some steps on this machine's ranks, about a minute."""
+    """The section on time: measures some steps on this machine's ranks, about a minute.
+
+    most_rows: of a rank's batch, that its memory has room for.
+    """
     report.section("time")
     batch = config.batch_size // machines
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         out = Path(folder) / "trial.json"
         settings = [*overrides, *([f"batch_size={batch}"] if machines > 1 else []), f"output={folder}"]
-        status, reason = launch(["-m", "recognition.doctor.trial", path, "--out", str(out), "--set", *settings])
+        rows = ["--rows", str(most_rows)]
+        status, reason = launch(["-m", "recognition.doctor.trial", path, "--out", str(out), *rows, "--set", *settings])
         if status or not out.exists():
             report.problem(status or 1, "trial", f"the ranks did not get through a few steps: {reason}")
             return
@@ -65,16 +69,16 @@ def _tell_trial(
     report: Report, config: Config, found: dict[str, Any], guess: Estimate, facts: list[SetFacts]
 ) -> None:
     batch, ranks = found["batch"], found["ranks"]
-    loader = f"{found['name']}: {batch / guess.loader:,.0f} images a second"
+    loader = f"{found['name']}: {rate(batch / guess.loader)}"
     if not found["whole_set"]:
         loader += " (a part of the set, read just before: the disk is not in it)"
     waits = guess.loader > 0.9 * guess.step
     report.judge(not waits, "loader alone", loader + (
         ": training waits for it: more cores, data.decode on a GPU, less augmentation helps" if waits else ""))
     sizes = ", ".join(f"{int(rows * ranks)} rows {seconds:.3g} s" for rows, seconds in found["points"])
-    report.fact("step alone", f"{batch / guess.step:,.0f} images a second ({sizes})")
+    report.fact("step alone", f"{rate(batch / guess.step)} ({sizes})")
     if guess.measured:
-        report.fact("both together", f"{batch / guess.seconds:,.0f} images a second, the median of "
+        report.fact("both together", f"{rate(batch / guess.seconds)}, the median of "
                     f"{len(found['together'])} steps; a rank held {amount(found['peak_bytes'])}")
     else:
         report.warning("extrapolated", f"a batch of {config.batch_size} takes too long to measure here: read off a "
@@ -128,6 +132,11 @@ def read_line(points: Sequence[Sequence[float]], rows: float) -> float:
     before = points[-2]
     slope = max(0.0, (last[1] - before[1]) / (last[0] - before[0]))
     return last[1] + slope * (rows - last[0])
+
+
+def rate(images: float) -> str:
+    """A rate in words."""
+    return f"{images:,.0f} images a second" if images >= 10 else f"{images:.2g} images a second"
 
 
 def span(seconds: float) -> str:

@@ -41,21 +41,26 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m recognition.doctor.trial", description=main.__doc__)
     parser.add_argument("config")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=1 << 62, help="of a rank's batch at most so many, for its memory")
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE")
     options = parser.parse_args(list(arguments))
     end_with_parent()
     config = load(options.config, options.overrides)
     ranks = distributed.start(config.timeout_seconds, Progress(note_path("progress")))
     dataset, whole = open_for_trial(config)
-    found = measure(config, ranks, dataset) | {"whole_set": whole}
+    found = measure(config, ranks, dataset, options.rows) | {"whole_set": whole}
     if ranks.is_first:
         options.out.write_text(json.dumps(found))
     distributed.stop(ranks)
     return 0
 
 
-def measure(config: Config, ranks: Ranks, dataset: RecordDataset, patience: float = 1.0) -> dict[str, Any]:
+def measure(
+    config: Config, ranks: Ranks, dataset: RecordDataset, most_rows: int = 1 << 62, patience: float = 1.0
+) -> dict[str, Any]:
     """Seconds and bytes, the same on all ranks. patience: a factor of the seconds that measuring may take.
+
+    most_rows: of a rank's batch, that its memory has room for.
 
     {"ranks", "batch", "loader": {"batches", "seconds"}, "points": [[rows of a rank, seconds], …], "together": [seconds
     of a step, …], "peak_bytes", "name": of the loader}
@@ -64,7 +69,7 @@ def measure(config: Config, ranks: Ranks, dataset: RecordDataset, patience: floa
     run = assemble(dataclasses.replace(config, batch_size=min(config.batch_size, largest)), ranks, dataset)
     run.step = len(run.rates) // 2
     batches, seconds, batch = _loader(run, LOADER_SECONDS * patience)
-    points = _points(run, batch, STEP_SECONDS * patience)
+    points = _points(run, batch, max(run.config.micro_batches, most_rows), STEP_SECONDS * patience)
     is_whole = points[-1][0] == len(batch.image)
     together = _together(run, points[-1][1], TOGETHER_SECONDS * patience) if is_whole else []
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else machine.resident_bytes()
@@ -91,28 +96,36 @@ def _loader(run: Run, patience: float) -> tuple[int, float, Batch]:
     return count, mean / run.ranks.world_size * count, batch
 
 
-def _points(run: Run, batch: Batch, patience: float) -> list[list[float]]:
-    """[rows, seconds] of steps from few rows up to the whole batch, as far as the time allows.
+def _points(run: Run, batch: Batch, most_rows: int, patience: float) -> list[list[float]]:
+    """[rows, seconds] of steps from few rows up to the whole batch, as far as time and memory allow.
 
-    A GPU takes the whole batch at once: it is there for that, and what is compiled is compiled for it.
+    A GPU takes the whole batch at once: it is there for that, and what is compiled is compiled for it. Fewer rows go in
+    two micro-batches where the settings have more: what counts is that each passes the backbone twice.
     """
-    parts = run.config.micro_batches
-    rows = len(batch.image)
+    config, rows = run.config, min(len(batch.image), most_rows)
+    rows -= rows % config.micro_batches
+    parts = min(2, config.micro_batches)
     size = rows if run.ranks.device.type == "cuda" else min(rows, 2 * parts)
     points: list[list[float]] = []
     begin = time.perf_counter()
     while True:
-        _timed_step(run, _first_rows(batch, size))  # allocates, and chooses algorithms
-        seconds = min(_timed_step(run, _first_rows(batch, size)) for _ in range(1 if points else 2))
+        run.config = config if size == rows else dataclasses.replace(config, micro_batches=parts)
+        seconds = _timed_step(run, _first_rows(batch, size))
+        if not points or seconds < patience / 10:  # the first of a size allocates, and chooses algorithms
+            seconds = _timed_step(run, _first_rows(batch, size))
         points.append([size, seconds])
-        spent = _slowest(time.perf_counter() - begin, run.ranks)
+        left = patience - _slowest(time.perf_counter() - begin, run.ranks)
         if size == rows:
-            return points
+            break
         following = min(rows, 4 * size)
-        following -= following % parts
-        if spent + 2.2 * seconds * following / size > patience and len(points) > 1:
-            return points
+        following -= 0 if following == rows else following % parts
+        if 2.2 * seconds * following / size > left:  # a second size there must be, for the line
+            if len(points) > 1:
+                break
+            following = min(following, 2 * size)
         size = following
+    run.config = config
+    return points
 
 
 def _together(run: Run, expected: float, patience: float) -> list[float]:

@@ -170,9 +170,9 @@ def test_a_large_set_is_opened_in_part(root, monkeypatch):
 
 def _launch(command: Sequence[str]) -> tuple[int, str]:
     """One rank in this process instead of the launcher's, with little patience."""
-    path, out, overrides = command[2], Path(command[4]), command[6:]
+    path, out, rows, overrides = command[2], Path(command[4]), int(command[6]), command[8:]
     config = load(path, overrides)
-    found = trial.measure(config, Ranks(), files.open_for_trial(config)[0], patience=0.01)
+    found = trial.measure(config, Ranks(), files.open_for_trial(config)[0], rows, patience=0.01)
     out.write_text(json.dumps(found | {"whole_set": True}))
     return 0, ""
 
