@@ -41,7 +41,7 @@ def join(config: Config, folder: Path, goes_on: bool) -> Any:
     except (wandb.Error, TimeoutError, OSError) as error:
         reason = f"log.wandb={config.log.wandb}: {_first_line(error)}"
         if not goes_on:
-            raise SettingsError(f"{reason}; `wandb login` once, or WANDB_MODE=offline") from None
+            raise SettingsError(f"{reason.rstrip('.')} (or WANDB_MODE=offline)") from None
         logger.warning("%s; the run goes on without it", reason)
         return None
     logger.info("Weights & Biases: %s", run.url or f"offline, in {folder / 'wandb'}")

@@ -213,7 +213,8 @@ def look_at_disk(config: Config, needs: Needs, report: Report) -> None:
     wanted = sum(needs.on_disk.values())
     parts = ", ".join(f"{name} {amount(size)}" for name, size in needs.on_disk.items())
     report.figures["disk"] = {"free": free, "needed": wanted, "there": have, "save": needs.save}
-    told = f"{amount(wanted)} at its fullest ({parts}; a save is {amount(needs.save)}); {amount(free)} free at {there}"
+    told = f"{amount(wanted)} at its fullest ({parts}; a save is {amount(needs.save)})"
+    told += f"; {amount(free)} free for {config.folder}"
     if wanted > free + have:
         report.problem(SettingsError.status, "space", f"{told}: too little; fewer saves (checkpoint.keep) or another "
                        "place (output)")

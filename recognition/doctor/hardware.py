@@ -62,7 +62,7 @@ def _processor(report: Report, ranks: int) -> None:
         report.judge(cores >= ranks, "processor", told + ("" if cores >= ranks else f" for {ranks} ranks: set NPROC"))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5 * cores:
-        report.warning("busy", f"{load:.1f} processes compute on average: times below are of a machine shared with others")
+        report.warning("busy", f"{load:.1f} processes compute on average: times are of a machine shared with others")
     fast = [flag for flag in flags if "bf16" in flag]
     report.fact("instructions", ", ".join(flags or ["none of those known here"]) + (
         "" if fast else "; no bf16: on this CPU fp32 is the fast precision"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from recognition import launch
 from recognition.assembly import assemble
 from recognition.backbones import BackboneSettings
 from recognition.config import CheckpointSettings, Config, DataSettings, load
@@ -23,6 +24,7 @@ from recognition.doctor import examine, files, trial
 from recognition.doctor.needs import _kept, needs_of, saves_at_once
 from recognition.doctor.report import Report, amount
 from recognition.doctor.times import estimate, read_line, span
+from recognition.errors import SettingsError
 from recognition.heads.margins import ArcFace, SubCenter
 from recognition.heads.row_optimizers import RowAdamW
 from recognition.heads.sharded import HeadSettings
@@ -206,6 +208,16 @@ def test_problems_have_the_runs_status(tmp_path, file, capsys, overrides, status
     problems = [fact["text"] for facts in told["sections"].values() for fact in facts if fact["kind"] == "problem"]
     assert any(expected in text for text in problems), problems
     assert "✗" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--doctor", "a.py", "b.py"], "looks at one config"),
+    (["--doctor", "a.py", "--fresh"], "starts nothing"),
+    (["a.py", "--json", "x.json"], "--json goes with --doctor"),
+])
+def test_arguments_that_do_not_go_together(arguments, expected):
+    with pytest.raises(SettingsError, match=expected):
+        launch.main(arguments)
 
 
 def test_seconds_of_the_whole_batch():
