@@ -56,16 +56,17 @@ WARM_UP = {"cpu": 2, "cuda": 12}
 
 
 class Case(NamedTuple):
-    """What a preset measures. inject: without, with, or both."""
+    """What a preset measures. inject: without, with, or both.  each: settings, see --each."""
 
     backbone: str
     batch: int
     classes: int
     inject: str = "both"
+    each: tuple[str, ...] = ()
 
 
 PRESETS = {
-    "cpu": [Case(name, batch, classes) for classes in (10_000, 1_000_000)
+    "cpu": [Case(name, batch, classes, each=("speed.compile=blocks",)) for classes in (10_000, 1_000_000)
             for name, batch in (("mobilefacenet", 32), ("iresnet18", 32))],
     "gpu": [Case("iresnet50", 512, 206_000), Case("iresnet100", 512, 206_000), Case("iresnet18", 1024, 206_000),
             Case("mobilefacenet", 1024, 206_000), Case("iresnet50", 512, 2_000_000, "off"),
@@ -106,8 +107,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="The whole training step, measured on one rank.")
     add = parser.add_argument
-    add("--preset", choices=PRESETS, help="the cases of docs/performance.md; --batch and --rounds still count")
-    add("--backbone", nargs="+", default=["mobilefacenet"], choices=BACKBONES, metavar="NAME",
+    add("--preset", choices=PRESETS, help="the cases of docs/performance.md, or those of them that --backbone and "
+        "--classes name; --batch and --rounds still count")
+    add("--backbone", nargs="+", choices=BACKBONES, metavar="NAME",
         help="default mobilefacenet")
     add("--batch", type=int, help="images a step (default 32 on a CPU, 512 on a GPU)")
     add("--classes", type=int, nargs="+", help="C (default 10000; of a set of yours: its own)")
@@ -150,11 +152,13 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     """What the command line asks to measure."""
     if options.preset:
         for case in PRESETS[options.preset]:
-            yield case._replace(batch=options.batch or case.batch)
+            chosen = case.backbone in (options.backbone or [case.backbone])
+            if chosen and case.classes in (options.classes or [case.classes]):
+                yield case._replace(batch=options.batch or case.batch, each=(*case.each, *options.each))
         return
     batch = options.batch or (512 if options.device == "cuda" else 32)
-    for classes, name in itertools.product(options.classes or [10_000], options.backbone):
-        yield Case(name, batch, classes, options.inject)
+    for classes, name in itertools.product(options.classes or [10_000], options.backbone or ["mobilefacenet"]):
+        yield Case(name, batch, classes, options.inject, tuple(options.each))
 
 
 def variants(case: Case, options: argparse.Namespace) -> Iterator[Variant]:
@@ -166,7 +170,7 @@ def variants(case: Case, options: argparse.Namespace) -> Iterator[Variant]:
         injections = {"off": ["none"], "on": [options.injection], "both": ["none", options.injection]}[case.inject]
         for inject in injections:
             yield Variant(OURS, inject)
-            yield from (Variant(OURS, inject, (override,)) for override in options.each)
+            yield from (Variant(OURS, inject, (override,)) for override in case.each)
 
 
 @contextmanager

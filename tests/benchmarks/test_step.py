@@ -140,6 +140,9 @@ def test_presets_and_options():
     assert {case.batch for case in cases} == {64}
     assert {(case.backbone, case.classes) for case in cases if case.inject == "both"} >= {
         (name, step_report.TARGET_CLASSES) for name, _ in step_report.TARGETS}
+    options = step.parse(["--preset", "cpu", "--backbone", "iresnet18", "--classes", "10000", "--each",
+                          "precision=bf16"])
+    assert [case[2:] for case in step.cases(options)] == [(10_000, "both", ("speed.compile=blocks", "precision=bf16"))]
     options = step.parse(["--backbone", "tiny", "--classes", "10", "20", "--inject", "both", "--injection", "vpl",
                           "--each", "precision=bf16", "--kinds", "ours"])
     assert [case.classes for case in step.cases(options)] == [10, 20]
