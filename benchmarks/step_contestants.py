@@ -130,7 +130,7 @@ def build(problem: Problem, variant: Variant, shared: dict[str, Tensor] | None =
 
 def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Contestant:
     """This project's step, or the same without head and data."""
-    config, device, alone = settings(problem, variant), torch.device(problem.device), variant.kind == ALONE
+    config, device, alone = settings(problem, variant), device_of(problem), variant.kind == ALONE
 
     def centers(seed: int, start: int, stop: int, size: int, device: torch.device | None = None) -> Tensor:
         if alone:
@@ -164,7 +164,7 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
 
 def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Contestant:
     """The usual trainer's step, with the usual trainer's loader."""
-    config, device = settings(problem, variant), torch.device(problem.device)
+    config, device = settings(problem, variant), device_of(problem)
     dataset, size = open_dataset(problem.data), config.backbone.embedding_size
     if "weight" not in shared:
         shared["weight"] = random_centers(0, 0, dataset.num_classes, size, device)
@@ -189,6 +189,11 @@ def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Cont
     network = network_tensors(trained.backbone)
     moments = [torch.empty_like(p, device="meta") for p in trained.backbone.parameters()]
     return Contestant(step, clock, in_bytes([*network, *moments, shared["weight"], shared["velocity"]]))
+
+
+def device_of(problem: Problem) -> torch.device:
+    """The CPU or the first GPU."""
+    return torch.device("cuda", 0) if problem.device == "cuda" else torch.device("cpu")
 
 
 def network_tensors(network: nn.Module) -> list[Tensor]:

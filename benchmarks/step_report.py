@@ -23,8 +23,11 @@ TARGET_CLASSES = 206_000
 NAMES = {"iresnet18": "IResNet-18", "iresnet34": "IResNet-34", "iresnet50": "IResNet-50", "iresnet100": "IResNet-100",
          "iresnet200": "IResNet-200", "mobilefacenet": "MobileFaceNet"}
 PARTS = ("data wait", *PHASES, "other")
-COLORS = dict(zip(PARTS, ("#bbbbbb", "#e0b252", "#5b8fb9", "#2a7f62", "#8ab6d6", "#b0563b", "#f0d49a", "#86c5a8",
-                          "#666666"), strict=True))
+COLORS = {
+    "data wait": "#bbbbbb", "backbone forward": "#5b8fb9", "momentum forward": "#e0b252", "head": "#2a7f62",
+    "backward": "#8ab6d6", "optimizer": "#b0563b", "momentum update": "#f0d49a", "memory write": "#86c5a8",
+    "other": "#666666",
+}
 
 
 def markdown(result: dict[str, Any]) -> str:
