@@ -5,8 +5,8 @@ stay float32 (its stash_type); what does not fit into float16 is an error, not a
 
 int8: static quantisation by onnxruntime in its QDQ form, uint8 activations with one scale a tensor, int8 weights with
 one scale an output channel. What was measured on trained networks, and led here (docs/deployment.md):
-- the ranges are the smallest and the largest value on the calibration images: percentiles and entropy cost accuracy or
-  time and gain nothing;
+- a range is the mean, over batches of calibration images, of the smallest and of the largest value: those over all
+  images are one odd picture's, and the steps between are wider; percentiles and entropy cost time and gain nothing;
 - ReLU and Clip go with the convolution in front of them: without that, its range is that of values that are cut off;
 - first and last layer need no exception for the accuracy's sake; a first layer in front of PReLU does for speed's;
 - PReLU, the norms, softmax and attention's products of two activations stay float.
@@ -94,7 +94,7 @@ def to_int8(model: onnx.ModelProto, data: np.ndarray, batch: int | None = None) 
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                     nodes_to_exclude=kept_in_float(model.graph),
-                    extra_options={"QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
+                    extra_options={"CalibMovingAverage": True, "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
                 )
         except Exception as error:  # whatever onnxruntime's quantiser meets in a graph that it does not know
             raise SettingsError(f"--precision int8: onnxruntime cannot quantise it: {first_line(error)}") from error
