@@ -64,10 +64,22 @@ class MomentumBackbone:
     def update(self, good: Tensor) -> None:
         """Follow the online backbone by one step; `good` (boolean scalar on the device) False changes nothing."""
         step = good.to(self._mine[0].dtype) * (1 - self.decay)
-        # A scalar tensor as weight: the kernel reads it on the device, the host need not know it.
-        torch._foreach_lerp_(self._mine, self._online, step)  # type: ignore[call-overload]
+        if step.is_cpu:
+            torch._foreach_lerp_(self._mine, self._online, step.item())
+        else:
+            follow(self._mine, self._online, step)
         for mine, theirs in self._counters:
             torch.where(good, theirs, mine, out=mine)
         if self._own is not None and self._before is not None:
             self._own.settle(self._before, good)
             self._before = None
+
+
+def follow(mine: list[Tensor], online: list[Tensor], step: Tensor) -> None:
+    """In place mine += step·(online − mine); `step` is a scalar on the device, and the host never reads it.
+
+    torch._foreach_lerp_ does so in one pass, but would have the host wait for a tensor as its weight.
+    """
+    difference = torch._foreach_sub(online, mine)
+    torch._foreach_mul_(difference, step)
+    torch._foreach_add_(mine, difference)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from recognition.momentum import MomentumBackbone
+from recognition.momentum import MomentumBackbone, follow
 
 
 def _online() -> nn.Module:
@@ -54,3 +54,21 @@ def test_normalises_by_its_statistics_or_by_the_batch(mode):
     online.train()
     one_more = momentum(torch.cat([x, 100 + x]))[:6]
     assert torch.allclose(one_more, embedding) == (mode == "average")
+
+
+def test_following_asks_the_device_nothing_and_is_what_the_processor_does():
+    """On the meta device a tensor has no value: reading one raises."""
+    mine, online = ([torch.randn(5, 3), torch.randn(7)] for _ in range(2))
+    expected = [tensor.clone() for tensor in mine]
+    torch._foreach_lerp_(expected, online, 0.01)
+    follow(mine, online, torch.tensor(0.01))
+    torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-6)
+    follow([torch.empty(3, device="meta")], [torch.empty(3, device="meta")], torch.empty((), device="meta"))
+
+
+def test_what_only_training_has_stays_off_when_the_batch_normalises():
+    """batch_norm="train" means the norms: dropout would make two embeddings of one image."""
+    online = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    momentum = MomentumBackbone(online, 0.9, "train")
+    x = torch.randn(6, 4)
+    assert torch.equal(momentum(x), momentum(x))
