@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from prettytable import PrettyTable
+from tqdm import tqdm
 
 from benchmarks.ranks import on_ranks
 from benchmarks.step import pictures
@@ -116,7 +117,13 @@ def variants(cpus: int) -> list[Variant]:
 def measure(backbone: str, root: str, chosen: Sequence[Variant], options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant: medians over the rounds."""
     settings = [f"data.root={root}", f"backbone.name={backbone}", f"batch_size={options.batch}", "epochs=1000"]
-    rounds = [[take(variant, settings, options.steps) for variant in chosen] for _ in range(options.rounds)]
+    rounds = []
+    with tqdm(total=options.rounds * len(chosen), desc=backbone, unit="run", disable=None, leave=False) as bar:
+        for _ in range(options.rounds):
+            rounds.append([])
+            for variant in chosen:
+                rounds[-1].append(take(variant, settings, options.steps))
+                bar.update()
     rows = []
     for number, variant in enumerate(chosen):
         found = [each[number] for each in rounds]
