@@ -21,6 +21,7 @@ from recognition.distributed import Ranks, max_over_ranks
 from recognition.heads.margins import SAFE_LOGIT, Batch, Margin
 from recognition.heads.sampling import Rows
 from recognition.heads.shard import Centers, Shard
+from recognition.memory import mix_gradient
 
 HALF_MAX = 65504.0
 """Largest number of float16."""
@@ -166,7 +167,10 @@ class TiledPasses:
 
     def _cosines(self, factor: Tensor, centers: Centers) -> tuple[Tensor, Tensor | None]:
         if centers.effective is None:
-            return product(factor, centers.weight.T).mul_(centers.inverse.T).clamp_(-1, 1), None
+            cosine = product(factor, centers.weight.T).mul_(centers.inverse.T).clamp_(-1, 1)
+            if centers.mixed is not None:
+                cosine[:, centers.mixed.at] = product(factor, centers.mixed.effective.T).clamp_(-1, 1)
+            return cosine, None
         cosine = product(factor, centers.effective.to(self.product_dtype).T).clamp_(-1, 1)
         if self.shard.per_class == 1:
             return cosine, None
@@ -213,14 +217,23 @@ def _through_lengths(coefficient: Tensor, tile: Tile, x_hat: Tensor, total: Tens
     """∂loss/∂W of a tile of plain centres, W̃ = W/‖W‖ not formed; adds the tile's part of B·∂loss/∂x̂ to `total`.
 
     With a = 1/‖W_j‖ and r_j = Σ_i coefficient_ij·c_ij / B the gradient's part along Ŵ_j:
-    ∂loss/∂W_j = a·(Σ_i coefficient_ij·x̂_i / B − r_j·Ŵ_j). coefficient: [B, T], used up.
+    ∂loss/∂W_j = a·(Σ_i coefficient_ij·x̂_i / B − r_j·Ŵ_j). coefficient: [B, T], used up. Rows that memory is mixed into
+    go through their W̃ instead.
     """
-    weight, inverse = tile.centers.weight, tile.centers.inverse
+    weight, inverse, mixed = tile.centers.weight, tile.centers.inverse, tile.centers.mixed
+    if mixed is not None:
+        theirs = coefficient[:, mixed.at]
+        coefficient[:, mixed.at] = 0
+        total.addmm_(theirs, mixed.effective)
     radial = torch.linalg.vecdot(coefficient, tile.cosine, dim=0).div_(len(x_hat))
     coefficient.mul_(inverse.T)
     total.addmm_(coefficient, weight)
     gradient = torch.mm(coefficient.T, x_hat / len(x_hat))
-    return gradient.addcmul_(weight, radial[:, None] * inverse.square(), value=-1)
+    gradient.addcmul_(weight, radial[:, None] * inverse.square(), value=-1)
+    if mixed is not None:
+        gradient[mixed.at] = mix_gradient(torch.mm(theirs.T, x_hat / len(x_hat)), weight[mixed.at], inverse[mixed.at],
+                                          mixed.effective, mixed.reach)
+    return gradient
 
 
 def class_bytes(samples: int, size: int, per_class: int = 1, itemsize: int = 4, injects: bool = False) -> int:

@@ -21,8 +21,22 @@ from recognition.vectors import inverse_norm
 
 _ROUNDING = 0x726F756E64696E67  # keeps this use of a seed apart from others
 
+FEW = 4
+"""Of so many rows one may be fresh at the most for the fresh ones to be mixed by themselves."""
+
 Where = Tensor | slice
 """Classes of the shard: their numbers, or a range of them."""
+
+
+class Mixed(NamedTuple):
+    """The few rows among those read that memory is mixed into: f of n.
+
+    at: [f] int64, their places.  effective: [f, d] unit length.  reach: [f, 1] as in `Centers`.
+    """
+
+    at: Tensor
+    effective: Tensor
+    reach: Tensor
 
 
 class Centers(NamedTuple):
@@ -31,6 +45,7 @@ class Centers(NamedTuple):
     where: rows of the shard.  classes: which classes.  weight: [n, d].  inverse: [n, 1] 1/‖weight‖.
     effective: [n, d] unit length, with what is injected; None where it is weight · inverse and was not asked for.
     reach: [n, 1] of a change of the weight's direction in the effective centre, None where nothing is injected.
+    mixed: where `effective` is None, the rows of which it is not weight · inverse; None: there are none.
     """
 
     where: Where
@@ -39,6 +54,7 @@ class Centers(NamedTuple):
     inverse: Tensor
     effective: Tensor | None
     reach: Tensor | None = None
+    mixed: Mixed | None = None
 
 
 class Shard:
@@ -97,8 +113,16 @@ class Shard:
         if not self.injects(step):
             return Centers(rows, where, weight, inverse, weight * inverse if form else None)
         assert self.memory is not None
-        memory, fresh = self.memory.rows[rows].to(self.computed), self.memory.fresh(rows, step)
-        return Centers(rows, where, weight, inverse, *mix(weight, inverse, memory, fresh, self.memory.injection))
+        memory, fresh = self.memory.rows[rows], self.memory.fresh(rows, step)
+        # On a CPU, where asking how many there are costs nothing, few fresh rows among many are mixed by themselves.
+        few = fresh.nonzero().squeeze(1) if not form and fresh.device.type == "cpu" else None
+        if few is not None and len(few) * FEW <= len(fresh):
+            every = fresh.new_ones(len(few))
+            effective, reach = mix(weight[few], inverse[few], memory[few].to(self.computed), every,
+                                   self.memory.injection)
+            return Centers(rows, where, weight, inverse, None, None, Mixed(few, effective, reach))
+        return Centers(rows, where, weight, inverse,
+                       *mix(weight, inverse, memory.to(self.computed), fresh, self.memory.injection))
 
     def weight_gradient(self, centers: Centers, gradient: Tensor) -> Tensor:
         """∂loss/∂weight from ∂loss/∂effective, both [n, d]; the latter is used up."""

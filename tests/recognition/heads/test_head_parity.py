@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from recognition.distributed import Ranks, gather_uneven_rows
+from recognition.distributed import ALONE, Ranks, gather_uneven_rows
+from recognition.heads import shard
 from recognition.heads.centers import shard_range
 from recognition.heads.margins import MARGINS
 from recognition.heads.passes import class_bytes
@@ -274,6 +275,17 @@ def test_the_reference_knows_every_margin():
 def test_equals_dense_float64(on_ranks, world, name, rate, inject):
     case = _case(name, rate=rate, inject=inject)
     _check(case, world, on_ranks(world, _steps, case))
+
+
+@pytest.mark.parametrize("inject", ["vpl", "qaface"])
+@pytest.mark.parametrize("name", ["arcface", "curricularface", "sphereface2"])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_fresh_rows_mixed_by_themselves(monkeypatch, name, rate, inject):
+    """As on a CPU where they are few: here, however many there are."""
+    monkeypatch.setattr(shard, "FEW", 0)
+    case = _case(name, rate=rate, inject=inject)
+    assert _head(ALONE, case).shard.read(slice(None), STEPS[0], form=False).mixed is not None
+    _check(case, 1, [_steps(ALONE, case)])
 
 
 @pytest.mark.parametrize("world", [1, 2])
