@@ -117,7 +117,7 @@ def variants(cpus: int) -> list[Variant]:
 def measure(backbone: str, root: str, chosen: Sequence[Variant], options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant: medians over the rounds."""
     settings = [f"data.root={root}", f"backbone.name={backbone}", f"batch_size={options.batch}", "epochs=1000"]
-    rounds = []
+    rounds: list[list[dict[str, float]]] = []
     with tqdm(total=options.rounds * len(chosen), desc=backbone, unit="run", disable=None, leave=False) as bar:
         for _ in range(options.rounds):
             rounds.append([])
