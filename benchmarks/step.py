@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         with pictures(options.data, case.classes, max(4 * case.batch, 1024)) as (folder, classes):
             problem = Problem(case.backbone, case.batch, classes, options.sample_rate, options.margin, options.device,
                               options.precision, str(folder), options.data == "device", options.workers,
-                              options.threads, tuple(options.overrides))
+                              options.threads, tuple(options.overrides), options.all_fresh)
             rows = measure(problem, list(variants(case, options)), options)
         add_figures(rows, settings(problem, Variant(OURS)), peak)
         result["rows"] += rows
@@ -117,6 +117,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--margin", default="arcface", choices=["arcface", "cosface"], help="default arcface")
     add("--inject", default="both", choices=["on", "off", "both"], help="ours with or without injection (default both)")
     add("--injection", default="qaface", choices=[name for name in INJECTIONS if name != "none"], help="default qaface")
+    add("--all-fresh", action="store_true", help="inject into all classes, not the share that a run of this batch would")
     add("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), metavar="KIND",
         help="contestants (default: " + " / ".join(KINDS) + ")")
     add("--data", default="synthetic", help="synthetic: JPEGs made for it, through the loaders; device: one batch that "

@@ -2,11 +2,13 @@
 
 Ours is the run that training builds and the step that training takes, from `assemble` and `train_step`, with only its
 `phases` replaced by a clock. Centres, their momentum and the memory are one set of tensors for all contestants of a
-process, so that they fit side by side. With injection every class is fresh from the second step on.
+process, so that they fit side by side. The memory is as a run leaves it that has gone on for Δt steps: of C classes
+1 − exp(−B·Δt/C) are fresh.
 Proven by tests/benchmarks/test_step.py.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from recognition.config import Config, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
 from recognition.heads.sharded import HeadStep, ShardedHead
+from recognition.memory import INJECTIONS
 from recognition.speed import Garbage
 from recognition.train import train_step
 
@@ -42,6 +45,7 @@ class Problem:
 
     data: folder of the set.  resident: one batch that lies on the device already, in every step.
     workers: threads or processes of a loader.  threads: of torch on the CPU.  overrides: settings, as a.b=value.
+    all_fresh: every class is injected, however large the share would be in a run.
     """
 
     backbone: str
@@ -56,6 +60,7 @@ class Problem:
     workers: int
     threads: int | None
     overrides: tuple[str, ...] = ()
+    all_fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,9 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
         run.head = NoHead(problem.batch, config.backbone.embedding_size, device)
     else:
         share(run.head.state(), shared)
+        if run.head.memory is not None and not problem.all_fresh:
+            written = fresh_share(problem.batch, problem.classes, INJECTIONS[variant.inject]().max_age)
+            age(run.head.memory.stamp, written)
     clock = run.phases = PhaseClock(problem.device)
     batches: Iterator[Any] = iter(run.loader.batches(0, FOREVER))
     if alone or problem.resident:
@@ -160,6 +168,17 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
     kept = [*run.head.state().values(), *run.optimizer.state().values()]
     state = in_bytes(kept) + sum(in_bytes(network_tensors(network)) for network in networks)
     return Contestant(step, clock, state, lambda: Garbage(config.speed.hold_garbage))
+
+
+def fresh_share(batch: int, classes: int, max_age: int) -> float:
+    """Share of the classes that were in a batch within Δt steps, each image's class drawn at random."""
+    return -math.expm1(-batch * max_age / classes)
+
+
+def age(stamp: Tensor, fresh: float) -> None:
+    """Leave that share of the memory's rows as written, spread at random; the others were never."""
+    spread = torch.rand(len(stamp), generator=torch.Generator().manual_seed(0)).to(stamp.device)
+    stamp.copy_(torch.where(spread < fresh, 0, -1))
 
 
 def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Contestant:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import step, step_report
+from benchmarks import step, step_contestants, step_report
 from benchmarks.baseline.step import UsualStep
 from benchmarks.step_contestants import ALONE, OURS, USUAL, Problem, Variant, settings
 from benchmarks.step_figures import add_figures, dense_peak, giga_macs
@@ -175,3 +175,15 @@ def test_the_command_writes_everything(tmp_path, capsys):
     assert all(row["state_mib"] > 2 * weights and row["peak_mib"] > 1 for row in result["rows"])
     assert (tmp_path / "step.md").read_text().strip() in capsys.readouterr().out
     assert (tmp_path / "step.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("classes", "share"), [(1_000_000, 0.0315), (10_000, 0.9592)])
+def test_the_memory_is_as_a_run_leaves_it(classes, share):
+    """As 32,000 draws among the classes leave it."""
+    drawn = len(set(np.random.default_rng(0).integers(0, classes, 32_000).tolist())) / classes
+    assert step_contestants.fresh_share(32, classes, 1000) == pytest.approx(share, abs=1e-4)
+    assert share == pytest.approx(drawn, rel=0.01)
+    stamp = torch.zeros(classes, dtype=torch.int64)
+    step_contestants.age(stamp, share)
+    assert (stamp == 0).float().mean().item() == pytest.approx(share, rel=0.02)
+    assert set(stamp.tolist()) == {0, -1}
