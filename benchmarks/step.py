@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--margin", default="arcface", choices=["arcface", "cosface"], help="default arcface")
     add("--inject", default="both", choices=["on", "off", "both"], help="ours with or without injection (default both)")
     add("--injection", default="qaface", choices=[name for name in INJECTIONS if name != "none"], help="default qaface")
-    add("--all-fresh", action="store_true", help="inject into all classes, not the share that a run of this batch would")
+    add("--all-fresh", action="store_true", help="inject into all classes, not into the share that a run would")
     add("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), metavar="KIND",
         help="contestants (default: " + " / ".join(KINDS) + ")")
     add("--data", default="synthetic", help="synthetic: JPEGs made for it, through the loaders; device: one batch that "
