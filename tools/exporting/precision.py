@@ -8,7 +8,8 @@ one scale an output channel. What was measured on trained networks, and led here
 - a range is the mean, over batches of calibration images, of the smallest and of the largest value: those over all
   images are one odd picture's, and the steps between are wider; percentiles and entropy cost time and gain nothing;
 - ReLU and Clip go with the convolution in front of them: without that, its range is that of values that are cut off;
-- first and last layer need no exception for the accuracy's sake; a first layer in front of PReLU does for speed's;
+- first and last layer need no exception for the accuracy's sake; in front of PReLU the first layer and depthwise ones
+  are faster in float;
 - PReLU, the norms, softmax and attention's products of two activations stay float.
 Proven by tests/tools/exporting/test_precision.py.
 """
@@ -109,13 +110,15 @@ def to_int8(model: onnx.ModelProto, data: np.ndarray, batch: int | None = None) 
 def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     """Names of nodes that could be quantised and are not.
 
-    Products of two activations: those of attention lose most and gain least. A first layer that is followed by what
-    computes in float (PReLU): with three channels in, the way there and back costs more than it saves.
+    Products of two activations: those of attention lose most and gain least. Where what follows computes in float
+    (PReLU), the first layer, with three channels in, and convolutions in groups, with one: the way there and back costs
+    more than their few products save.
     """
     weights = {tensor.name for tensor in graph.initializer}
     kept = [node.name for node in graph.node if node.op_type == "MatMul" and not weights & set(node.input)]
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and INPUT in node.input:
+        in_groups = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+        if node.op_type in ("Conv", "Gemm", "MatMul") and (INPUT in node.input or in_groups):
             behind = {reader.op_type for reader in graph.node if node.output[0] in reader.input}
             kept += [] if behind <= set(QUANTISED) else [node.name]
     return kept

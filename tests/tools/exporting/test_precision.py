@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from recognition.errors import NumericsError, SettingsError
 from tools.export_onnx import export
 from tools.exporting.form import Form
+from tools.exporting.precision import kept_in_float
 
 
 def types_of(path: Path) -> dict[str, set[int]]:
@@ -92,6 +93,24 @@ def test_the_first_layer_is_quantised_in_front_of_a_clip(
 
     export(given_file(change=clip), tmp_path / "int8.onnx", faces, form=Form("int8"))
     assert types_of(tmp_path / "int8.onnx")["Conv"] == set()
+
+
+@pytest.mark.parametrize("behind", ["PRelu", "Clip"])
+def test_where_8_bits_do_not_pay(behind: str) -> None:
+    nodes = [
+        helper.make_node("Conv", ["data", "w"], ["first"], "first"),
+        helper.make_node(behind, ["first", "a"], ["a1"], "a1"),
+        helper.make_node("Conv", ["a1", "w"], ["deep"], "depthwise", group=8),
+        helper.make_node(behind, ["deep", "a"], ["a2"], "a2"),
+        helper.make_node("Conv", ["a2", "w"], ["wide"], "pointwise"),
+        helper.make_node(behind, ["wide", "a"], ["a3"], "a3"),
+        helper.make_node("MatMul", ["a3", "w"], ["linear"], "linear"),
+        helper.make_node("MatMul", ["a3", "linear"], ["attention"], "attention"),
+    ]
+    weights = [numpy_helper.from_array(np.zeros(1, np.float32), name) for name in ("w", "a")]
+    graph = helper.make_graph(nodes, "g", [], [], weights)
+    slow = ["first", "depthwise"] if behind == "PRelu" else []
+    assert kept_in_float(graph) == ["attention", *slow]
 
 
 def test_int8_wants_images_and_says_so(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
