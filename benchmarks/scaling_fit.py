@@ -61,9 +61,16 @@ def head_row(step: Step, seconds: float, held_out: bool) -> dict[str, Any]:
     return {
         "classes": step.classes, "batch": step.batch, "ranks": step.ranks, "rate": step.rate, "inject": step.memory,
         "seconds": seconds, "held_out": held_out,
-        "terms": [head_flops(step), step.used * step.size, step.used * step.size * step.memory,
-                  step.batch * step.size, 1.0, float(step.memory)],
+        "terms": head_terms(step),
     }
+
+
+def head_terms(step: Step) -> list[float]:
+    """Flops; elements of rows, of those injected, of those that were drawn, which are copied; of the batch; calls."""
+    rows = float(step.used * step.size)
+    drawn = step.used < step.shard
+    return [head_flops(step), rows, rows * step.memory, rows * drawn, float(step.batch * step.size), 1.0,
+            float(step.memory)]
 
 
 def _head_seconds(steps: Sequence[Step], repeats: int, device: str, product: str) -> list[float]:
