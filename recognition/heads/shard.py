@@ -28,6 +28,11 @@ Where = Tensor | slice
 """Classes of the shard: their numbers, or a range of them."""
 
 
+def can_count(x: Tensor) -> bool:
+    """Whether the host can ask how many of a tensor's elements are true without waiting for a device."""
+    return x.device.type == "cpu"
+
+
 class Mixed(NamedTuple):
     """The few rows among those read that memory is mixed into: f of n.
 
@@ -115,7 +120,7 @@ class Shard:
         assert self.memory is not None
         memory, fresh = self.memory.rows[rows], self.memory.fresh(rows, step)
         # On a CPU, where asking how many there are costs nothing, few fresh rows among many are mixed by themselves.
-        few = fresh.nonzero().squeeze(1) if not form and fresh.device.type == "cpu" else None
+        few = fresh.nonzero().squeeze(1) if not form and can_count(fresh) else None
         if few is not None and len(few) * FEW <= len(fresh):
             every = fresh.new_ones(len(few))
             effective, reach = mix(weight[few], inverse[few], memory[few].to(self.computed), every,
