@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from recognition.backbones import BackboneSettings
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, LogSettings
@@ -168,3 +169,15 @@ def test_the_page_of_any_trace(tmp_path, capsys):
             read_trace(bad)
     with pytest.raises(DataError, match="no annotated steps"):
         summarise([_event("aten::mm", "cpu_op", 0, 1)])
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_shows_its_kernels(tmp_path, small_set):
+    config = _config(tmp_path, small_set)
+    train(config, Ranks(device=torch.device("cuda")), Profile(STEPS))
+    summary = json.loads((config.folder / "profile/summary.json").read_text())
+    assert summary["kernels"]
+    assert 0 < summary["device"]["busy"] < summary["milliseconds"]
+    busy = {phase["name"]: phase["device_milliseconds"] for phase in summary["phases"]}
+    assert min(busy["backbone forward"], busy["backward"], busy["head"]) > 0
+    assert sum(busy.values()) == pytest.approx(sum(row["milliseconds"] for row in summary["kernels"]), rel=0.5)
