@@ -131,7 +131,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     usage = "python -m eval.embed MODEL compare A B [options]"
     parser = argparse.ArgumentParser(prog="python -m eval.embed", usage=usage, description=main.__doc__)
     add_model_options(parser)
-    parser.add_argument("pictures", nargs=2, metavar=("A", "B"), help="the two pictures")
+    parser.add_argument("pictures", nargs=2, metavar="PICTURE", help="the two pictures")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--threshold", type=float, metavar="X", help="similarity from which on it is one person")
     where.add_argument("--pairs", metavar="SET", help="find the threshold on a .bin file, or a folder with pairs.txt")

@@ -213,3 +213,10 @@ def test_pictures_and_options_that_cannot_be(run, faces, tmp_path, capsys):
             compare_faces.main([str(run), *faces[:2], *options])
         assert error.value.code == 2
     capsys.readouterr()
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        compare_faces.main(["MODEL", "--help"])
+    assert ended.value.code == 0
+    assert "MODEL compare A B" in capsys.readouterr().out
