@@ -10,6 +10,7 @@ no copy runs. On a CPU the main thread does the work: what lies outside its oper
 Proven by tests/recognition/test_profiling.py.
 """
 
+import argparse
 import gzip
 import json
 from bisect import bisect_right
@@ -20,7 +21,7 @@ from typing import Any
 
 from prettytable import PrettyTable
 
-from recognition.errors import DataError, SettingsError, run_command
+from recognition.errors import DataError, run_command
 from recognition.phases import PHASES
 
 DATA_WAIT, BETWEEN = "data wait", "between steps"
@@ -37,9 +38,9 @@ Range = tuple[float, float]
 
 def main(arguments: Sequence[str]) -> None:
     """Print the page of a trace."""
-    if len(arguments) != 1:
-        raise SettingsError("usage: python -m recognition.profile_summary TRACE")
-    print(page(summarise(read_trace(Path(arguments[0])))), end="")
+    parser = argparse.ArgumentParser(prog="python -m recognition.profile_summary", description=main.__doc__)
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="RUN/profile/trace_rank0.json.gz, or another's")
+    print(page(summarise(read_trace(parser.parse_args(list(arguments)).trace))), end="")
 
 
 def read_trace(path: Path) -> list[Event]:
