@@ -67,7 +67,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "iresnet18")) for name in SMALL]
+)
 def test_contract(exported: Callable[[str], Path], name: str) -> None:
     model = onnx.load(exported(name) / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
