@@ -6,9 +6,8 @@
     batch                               pictures of a batch as the network sees them: of the first logged step, and of
                                         the first one of each epoch
 
-Pictures show people. They stand in a folder of their own, RUN/tensorboard/pictures, without file names, and with
-`log.pictures=false` nowhere. Weights & Biases (recognition/wandb_sync.py) copies what the other writer writes, never
-these. Rank 0 alone has a board. Proven by tests/recognition/test_log.py.
+Pictures show people. They stand in a folder of their own, RUN/pictures, without file names, and with `log.pictures=false`
+nowhere. Weights & Biases (recognition/wandb_sync.py) copies all that lies below RUN/tensorboard, never these. Rank 0 alone has a board. Proven by tests/recognition/test_log.py.
 """
 
 import math
@@ -37,7 +36,7 @@ class Board:
         self._make = SummaryWriter
         self._folder = folder / "tensorboard"
         # Before Weights & Biases begins to watch writers that are made.
-        self._pictures: Any = SummaryWriter(str(self._folder / "pictures")) if config.log.pictures else None
+        self._pictures: Any = SummaryWriter(str(folder / "pictures")) if config.log.pictures else None
         self._epoch_seen = 0
         self._logged = 0
         self._writer: Any = None

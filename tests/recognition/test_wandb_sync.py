@@ -11,12 +11,16 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from eval.roc_plot import roc_picture
 from recognition.config import load
 from recognition.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
+WANDB = "wandb==0.31.0"
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 FILE = "from recognition.config import *\ndef config():\n    return Config(name='a', data=DataSettings(root='x'))\n"
@@ -45,13 +49,13 @@ def wandb_python() -> str:
     """An interpreter that has wandb, and what this one has."""
     folder = ROOT / "build" / "wandb"
     python = str(folder / "bin" / "python")
-    works = [python, "-c", "import wandb, torch"]
+    works = [python, "-c", f"import torch, wandb; assert 'wandb==' + wandb.__version__ == {WANDB!r}"]
     if not Path(python).exists() or subprocess.run(works, capture_output=True, check=False).returncode:
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", folder], capture_output=True, check=False)
         if made.returncode == 0:
             packages = next((folder / "lib").glob("python*/site-packages"))
             (packages / "trainer.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "wandb"]
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", WANDB]
         for command in (install, works):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -73,11 +77,11 @@ def config():
 def test_no_key_no_path_and_no_picture_leaves(wandb_python, tmp_path, small_set):
     """A run of 6 steps, twice in one folder, as a run that goes on: one id, and nothing that should stay here."""
     (tmp_path / "c.py").write_text(CONFIG.format(output=str(tmp_path), root=str(small_set)))
-    environment = os.environ | {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline", "HOME": str(tmp_path / "home")}
+    environment = os.environ | {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     said = ""
     for number in range(2):
         done = subprocess.run([wandb_python, "-m", "recognition.train", tmp_path / "c.py"], capture_output=True,
-                              text=True, cwd=ROOT, env=environment, check=False, timeout=240)
+                              text=True, cwd=tmp_path, env=environment, check=False, timeout=240)
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
         runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
@@ -93,6 +97,11 @@ def test_no_key_no_path_and_no_picture_leaves(wandb_python, tmp_path, small_set)
     assert b"verification/roc" in sent
     assert b"head.margin" in sent
     assert str(small_set).encode() not in sent
-    pictures = next((tmp_path / "run" / "tensorboard" / "pictures").iterdir())
-    assert not any(pictures.name in path.name for run in runs for path in run.rglob("*"))
-    assert len(list(runs[0].rglob("*.png"))) == 1  # the curves
+    pictures = [path.name for path in (tmp_path / "run" / "pictures").iterdir()]
+    curves = [path.name for path in (tmp_path / "run" / "tensorboard").iterdir()]
+    curve = roc_picture({"a": {"far": np.array([0.1, 1]), "tar": np.array([0.5, 1])}}, "")
+    for run in runs:  # event files are copied whole where the run's folder lies below the working directory
+        copied = [path for path in run.rglob("*") if path.is_file()]
+        assert not any(path.name in pictures for path in copied)
+        assert any(path.name in curves for path in copied)
+        assert [cv2.imread(str(path)).shape for path in copied if path.suffix == ".png"] == [curve.shape]
