@@ -23,26 +23,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from recognition.backbones import BACKBONES, BackboneSettings, build
-from recognition.backbones.vit import Attention
+from recognition.backbones.work import multiply_accumulates
 from recognition.errors import SettingsError, run_command
-
-
-def multiply_accumulates(module: nn.Module) -> int:
-    """Of one image through a module on the meta device, in eval mode."""
-    total = 0
-
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal total
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            total += output.numel() * layer.weight[0].numel()
-        else:  # attention's q·kᵀ and ·v
-            total += output.numel() * 2 * output.shape[1]
-
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
-            layer.register_forward_hook(count)
-    module(torch.empty(1, 3, 112, 112, device="meta"))
-    return total
 
 
 def held_bytes(module: nn.Module, count: int) -> int:
@@ -63,9 +45,9 @@ def held_bytes(module: nn.Module, count: int) -> int:
 def figures(name: str) -> dict[str, Any]:
     """The figures of one backbone: numbers, not printed forms."""
     with torch.device("meta"):
-        bare = build(BackboneSettings(name)).eval()
+        bare = build(BackboneSettings(name))
     row: dict[str, Any] = {"backbone": name, "parameters": sum(p.numel() for p in bare.parameters())}
-    row["multiply_accumulates"] = multiply_accumulates(bare)
+    row["multiply_accumulates"] = multiply_accumulates(BackboneSettings(name))
     for key, checkpointing in (("held", False), ("held_checkpointing", True)):
         module = build(BackboneSettings(name, drop_path=0.05 * name.startswith("vit"), checkpointing=checkpointing))
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

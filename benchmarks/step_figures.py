@@ -10,11 +10,8 @@ Proven by tests/benchmarks/test_step.py.
 import statistics
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks.step_contestants import ALONE, OURS, USUAL
-from recognition.backbones import BackboneSettings, build
+from recognition.backbones.work import multiply_accumulates
 from recognition.config import Config
 from recognition.memory import INJECTIONS
 
@@ -28,18 +25,9 @@ def dense_peak(device: str) -> float | None:
     return next((float(peak) for name, peak in PEAKS.items() if name in device), None)
 
 
-def giga_macs(settings: BackboneSettings) -> float:
-    """10⁹ multiplications with an addition of one image's forward, of convolutions and matrix products."""
-    with torch.device("meta"):
-        network, image = build(settings).eval(), torch.empty(1, 3, 112, 112)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
-    return counter.get_total_flops() / 2e9
-
-
 def add_figures(rows: list[dict[str, Any]], config: Config, peak: float) -> None:
     """Complete the rows of one case. peak: 10¹² operations a second."""
-    macs, size = giga_macs(config.backbone) * 1e9, config.backbone.embedding_size
+    macs, size = multiply_accumulates(config.backbone), config.backbone.embedding_size
     for row in rows:
         momentum = INJECTIONS[row["inject"]]().needs_momentum
         head = 0 if row["kind"] == ALONE else 6 * max(1, int(row["sample_rate"] * row["classes"])) * size

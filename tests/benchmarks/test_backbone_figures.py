@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from benchmarks import backbones
@@ -14,17 +13,6 @@ from recognition.config import Config, settings_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 ROWS = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", PAGE.read_text(), re.M)
-
-
-def test_multiply_accumulates_by_hand():
-    """A convolution with groups and stride, a linear map, and attention: 2·n²·w beside its linear maps."""
-    with torch.device("meta"):
-        module = nn.Sequential(
-            nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3), nn.Flatten(), nn.Unflatten(1, (49, 384)),
-            backbones.Attention(384, 2), nn.Flatten(), nn.Linear(49 * 384, 5),
-        )
-    by_hand = 6 * 56 * 56 * 9 + 49 * 384 * 4 * 384 + 2 * 49 * 49 * 384 + 49 * 384 * 5
-    assert backbones.multiply_accumulates(module) == by_hand
 
 
 def test_held_bytes_by_hand():
