@@ -5,8 +5,8 @@ Everything is read from the trace alone, so a trace of another machine can be su
     python -m recognition.profile_summary RUN/profile/trace_rank0.json.gz
 
 Times in a trace are microseconds; figures are a step's means, milliseconds. On a GPU the host runs ahead of the
-device: a phase has a time of each, the device's being that of the kernels that were launched in it. Idle: no kernel and
-no copy runs. On a CPU the main thread does the work: what lies outside its operators is Python, or waiting for ranks.
+device: a phase has a time of each, the device's being that of the kernels that were launched in it. NCCL's kernels run
+while they wait for other ranks: they count as exchange and not as work. Idle: nothing of either runs. On a CPU the main thread does the work: what lies outside its operators is Python, or waiting for ranks.
 Proven by tests/recognition/test_profiling.py.
 """
 
@@ -27,6 +27,7 @@ from recognition.phases import PHASES
 DATA_WAIT, BETWEEN = "data wait", "between steps"
 STEP = "ProfilerStep#"
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+EXCHANGES = "nccl"  # how the names of kernels that exchange begin
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 READ_A_VALUE = "aten::_local_scalar_dense"  # behind .item(), bool(tensor), int(tensor)
@@ -63,8 +64,10 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
     main_thread = steps[0]["tid"]
     operators = [event for event in inside if event.get("cat") == "cpu_op"]
     annotations = [event for event in inside if event.get("cat") == "user_annotation" and event["tid"] == main_thread]
-    exchanges = [event for event in inside if event["name"].partition(":")[0] in ("gloo", "nccl")
-                 and event.get("cat") == "user_annotation"]
+    asked = [event for event in inside if event["name"].partition(":")[0] in ("gloo", "nccl")
+             and event.get("cat") == "user_annotation"]
+    # The host only enqueues what a device exchanges.
+    exchanges = [event for event in inside if _is_exchange(event)] or asked
     per_step = 1e3 * len(steps)
     outside = end - begin - covered((event for event in operators if event["tid"] == main_thread), begin, end)
     return {
@@ -73,7 +76,7 @@ def summarise(events: Sequence[Event]) -> dict[str, Any]:
         "slowest_milliseconds": max(event["dur"] for event in steps) / 1e3,
         "phases": _phases(annotations, inside, begin, end, per_step),
         "main_thread_outside_operators": outside / per_step,
-        "exchanges": {"calls": len(exchanges) / len(steps), "milliseconds": covered(exchanges, begin, end) / per_step},
+        "exchanges": {"calls": len(asked) / len(steps), "milliseconds": covered(exchanges, begin, end) / per_step},
         "device": _device(inside, begin, end, per_step),
         "waits_for_the_device": _calls(inside, LAUNCHES, WAITS, len(steps)),
         "copies_to_the_host": sum("DtoH" in e["name"] for e in inside if e.get("cat") == "gpu_memcpy") / len(steps),
@@ -138,17 +141,23 @@ def _phases(
             for name in (DATA_WAIT, *PHASES, BETWEEN)]
 
 
+def _is_exchange(event: Event) -> bool:
+    return event.get("cat") == "kernel" and event["name"].startswith(EXCHANGES)
+
+
 def _device(inside: Sequence[Event], begin: float, end: float, per_step: float) -> dict[str, float] | None:
-    """How long the device worked and idled in a step; None without one."""
+    """How long the device worked, only exchanged, and idled in a step; None without one."""
     events = [event for event in inside if event.get("cat") in ON_DEVICE]
     if not events:
         return None
-    busy = covered(events, begin, end)
+    running = covered(events, begin, end)
+    busy = covered((event for event in events if not _is_exchange(event)), begin, end)
     reached, gaps = begin, []
     for event in sorted(events, key=lambda event: event["ts"]):
         gaps.append(event["ts"] - reached)
         reached = max(reached, event["ts"] + event["dur"])
-    return {"busy": busy / per_step, "idle": (end - begin - busy) / per_step, "idle_share": 1 - busy / (end - begin),
+    return {"busy": busy / per_step, "only_exchanging": (running - busy) / per_step,
+            "idle": (end - begin - running) / per_step, "idle_share": 1 - running / (end - begin),
             "longest_gap": max([*gaps, end - reached]) / 1e3, "launches": len(events) * 1e3 / per_step}
 
 
@@ -181,7 +190,8 @@ def page(summary: dict[str, Any]) -> str:
     lines = [f"{summary['steps']} steps on rank 0, {wall:.2f} ms each, the slowest {slowest:.2f}", "",
              str(_phase_table(summary["phases"], device is not None)), ""]
     if device:
-        lines += [f"device: busy {device['busy']:.2f} ms a step, idle {device['idle']:.2f} ms "
+        lines += [f"device: busy {device['busy']:.2f} ms a step, only exchanging with other ranks "
+                  f"{device['only_exchanging']:.2f} ms, idle {device['idle']:.2f} ms "
                   f"({device['idle_share']:.0%}), longest gap {device['longest_gap']:.2f} ms, "
                   f"{device['launches']:.0f} kernels and copies a step"]
     else:

@@ -143,6 +143,17 @@ def test_a_gpu_s_trace():
     assert "idle 0.04 ms (40%)" in page(summary)
 
 
+def test_a_kernel_that_waits_for_other_ranks_is_no_work():
+    """In each step 10 µs beside convolutions and 10 beside nothing: not idle, and not busy either."""
+    waits = [_event("ncclDevKernel_AllReduce", "kernel", begin + 45, 20, 8) for begin in (1000.0, 1100.0)]
+    waits += [_event("nccl:all_reduce", "user_annotation", begin + 42, 1) for begin in (1000.0, 1100.0)]
+    before, summary = summarise(_gpu_trace()), summarise([*_gpu_trace(), *waits])
+    assert summary["device"]["busy"] == before["device"]["busy"]
+    assert summary["device"]["only_exchanging"] == pytest.approx(0.010)
+    assert summary["device"]["idle"] == pytest.approx(before["device"]["idle"] - 0.010)
+    assert summary["exchanges"] == {"calls": 1, "milliseconds": pytest.approx(0.020)}
+
+
 def test_self_times_leave_out_what_was_called():
     events = [_event("a", "cpu_op", 0, 100), _event("b", "cpu_op", 10, 30), _event("c", "cpu_op", 20, 10),
               _event("b", "cpu_op", 50, 50), _event("a", "cpu_op", 5, 10, tid=2)]
