@@ -15,6 +15,8 @@ import torch
 MATRIX_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
 """Flags of /proc/cpuinfo that decide how fast products are: the last three are Arm's."""
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def resident_bytes() -> int:
     """Memory that this process holds; where the system does not say, the most that it held so far."""
@@ -27,13 +29,17 @@ def resident_bytes() -> int:
 
 def total_memory() -> int | None:
     """Memory that processes here may take together."""
-    return _least(_meminfo("MemTotal"), _cgroup("memory.max"))
+    return _least(_meminfo("MemTotal"), _number(CGROUP / "memory.max"))
 
 
-def available_memory() -> int | None:
-    """Memory that can still be had without swapping."""
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    left = None if limit is None or used is None else max(0, limit - used)
+def available_memory(cgroup: Path = CGROUP) -> int | None:
+    """Memory that can still be had without swapping. Files that the system caches give way, and do not count as used.
+
+    cgroup: where this container's figures are.
+    """
+    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    cached = sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", _text(cgroup / "memory.stat"), re.MULTILINE)))
+    left = None if limit is None or used is None else max(0, limit - max(0, used - cached))
     return _least(_meminfo("MemAvailable"), left)
 
 
@@ -72,9 +78,9 @@ def _meminfo(field: str) -> int | None:
     return int(found[1]) << 10 if found else None
 
 
-def _cgroup(name: str) -> int | None:
+def _number(path: Path) -> int | None:
     """A figure of this container; None where there is none or it is without limit."""
-    text = _text(Path("/sys/fs/cgroup") / name).strip()
+    text = _text(path).strip()
     return int(text) if text.isdigit() else None
 
 

@@ -21,6 +21,15 @@ def test_limits_lie_within_each_other():
     assert total is None or available is None or available <= total
 
 
+def test_a_containers_cached_files_are_available(tmp_path):
+    for name, text in {"memory.max": "1000000\n", "memory.current": "900000\n",
+                       "memory.stat": "anon 200000\nfile 700000\ninactive_file 400000\nactive_file 250000\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert machine.available_memory(tmp_path) == 1000000 - (900000 - 650000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_memory(tmp_path) != 750000
+
+
 def test_instructions_are_known_names():
     assert set(machine.matrix_instructions()) <= set(machine.MATRIX_INSTRUCTIONS)
 
