@@ -6,6 +6,7 @@ On a GPU tests/recognition/test_graphs.py has torch itself raise where a step wa
 import dataclasses
 import traceback
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,12 +29,38 @@ READERS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "uniqu
            "is_nonzero", "repeat_interleave", "bincount", "lift_fresh"}
 
 
+# These are no operations where the tensor is on the CPU already.
+METHODS = ("tolist", "numpy", "cpu", "__array__")
+
+
 class Readers(TorchDispatchMode):
-    """Notes the project's line for each operation that reads values."""
+    """Notes the project's line for each operation that reads values, and for each method that hands them over."""
 
     def __init__(self):
         super().__init__()
         self.found = set()
+        self._methods = {name: getattr(torch.Tensor, name) for name in METHODS}
+
+    def __enter__(self):
+        for name, method in self._methods.items():
+            setattr(torch.Tensor, name, self._watched(name, method))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for name, method in self._methods.items():
+            setattr(torch.Tensor, name, method)
+        return super().__exit__(*error)
+
+    def _watched(self, name, method):
+        def read(tensor, *args, **kwargs):
+            self._note(name)
+            return method(tensor, *args, **kwargs)
+        return read
+
+    def _note(self, name):
+        lines = [f"{frame.filename} {frame.line}" for frame in traceback.extract_stack() if "recognition" in
+                 frame.filename and "tests" not in frame.filename]
+        self.found.add(f"{name}: {lines[-1] if lines else ''}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.__name__.split(".")[0]
@@ -42,9 +69,7 @@ class Readers(TorchDispatchMode):
             for index in (args[1] if isinstance(args[1], list | tuple) else [])
         )
         if name in READERS or by_mask:
-            lines = [f"{frame.filename} {frame.line}" for frame in traceback.extract_stack() if "recognition" in
-                     frame.filename and "tests" not in frame.filename]
-            self.found.add(f"{name}: {lines[-1] if lines else ''}")
+            self._note(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -90,4 +115,9 @@ def test_what_reads_a_value_is_found():
         x = torch.ones(3)
         x[x > 0].sum().item()
         torch.tensor(1.0)
-    assert {line.split(":")[0] for line in readers.found} == {"index", "_local_scalar_dense", "lift_fresh"}
+        x.tolist()
+        x.cpu()
+        np.asarray(x)
+    assert {line.split(":")[0] for line in readers.found} == {
+        "index", "_local_scalar_dense", "lift_fresh", "tolist", "cpu", "__array__", "numpy"}
+    assert torch.Tensor.cpu.__name__ == "cpu"  # as torch has it
