@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recognition import distributed
 from recognition.backbones import build
+from recognition.backbones.work import multiply_accumulates
 from recognition.bad_steps import BadSteps
 from recognition.batch_statistics import BatchStatistics
 from recognition.config import Config, agreed_settings
@@ -20,7 +21,7 @@ from recognition.data.loader import Loader, make_loader
 from recognition.data.plan import IMAGE_SIDE, Plan
 from recognition.distributed import Ranks
 from recognition.errors import SettingsError
-from recognition.graphs import CapturedForward, capture_training
+from recognition.graphs import CapturedForward, capture_training, products_in
 from recognition.guard import Guard
 from recognition.heads.sharded import ShardedHead
 from recognition.limits import batch_mistakes
@@ -30,7 +31,7 @@ from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.phases import Phases
 from recognition.schedule import learning_rates
-from recognition.speed import SpeedSettings, as_written, folds, try_compiled, way_to_compile
+from recognition.speed import Compile, as_written, folds, try_compiled, way_to_compile
 
 
 @dataclass
@@ -106,7 +107,7 @@ def assemble(config: Config, ranks: Ranks, dataset: RecordDataset | None = None)
     threads = config.data.threads or max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     product_dtype = choose_precision(config.precision, ranks.device)
     size, start_step = config.backbone.embedding_size, math.ceil(config.head.inject.start_epoch * plan.steps_per_epoch)
-    backbone, momentum, replica = make_networks(config, ranks, product_dtype)
+    backbone, momentum, replica = make_networks(config, ranks, product_dtype, len(rates))
     return Run(
         config,
         ranks,
@@ -132,11 +133,11 @@ def assemble(config: Config, ranks: Ranks, dataset: RecordDataset | None = None)
 
 
 def make_networks(
-    config: Config, ranks: Ranks, dtype: torch.dtype
+    config: Config, ranks: Ranks, dtype: torch.dtype, steps: int
 ) -> tuple[nn.Module, MomentumBackbone | None, nn.Module]:
     """The backbone, its momentum copy where injection asks for one, and what trains it over ranks; made fast.
 
-    dtype: of matrix products.
+    dtype: of matrix products.  steps: of the whole schedule.
     """
     speed, inject, parts = config.speed, config.head.inject, config.micro_batches
     torch.backends.cudnn.benchmark = speed.tune
@@ -147,24 +148,31 @@ def make_networks(
         shape = torch.empty(2, 3, IMAGE_SIDE, IMAGE_SIDE, device="meta") if folds(speed, ranks.device) else None
         momentum = MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm, ranks, shape)
     example = torch.zeros(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=ranks.device)
-    if speed.graphs or way_to_compile(speed, ranks.device) != "off":
+    way = way_to_compile(speed, ranks.device, operations(config, ranks, steps))
+    if speed.graphs or way != "off":
         rows = config.batch_size // ranks.world_size // parts
         image = example[:1].to(dtype).repeat(rows, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-        make_fast(speed, backbone, momentum, image, min(parts, 2), ranks)
+        make_fast(config, way, backbone, momentum, image, ranks)
         example = image if speed.graphs else example  # a graph knows one size
     with as_written(backbone):
         replica = distributed.replicate(backbone, ranks, example, speed.compress == "bf16", whole=parts == 1)
     return backbone, momentum, replica
 
 
+def operations(config: Config, ranks: Ranks, steps: int) -> float:
+    """What the backbones compute on one rank in so many steps: a forward, a backward of two, a momentum forward."""
+    forwards = 4 if config.head.inject.needs_momentum else 3
+    return 2.0 * forwards * multiply_accumulates(config.backbone) * steps * config.batch_size / ranks.world_size
+
+
 def make_fast(
-    speed: SpeedSettings, backbone: nn.Module, momentum: MomentumBackbone | None, image: Tensor, parts: int,
-    ranks: Ranks,
+    config: Config, way: Compile, backbone: nn.Module, momentum: MomentumBackbone | None, image: Tensor, ranks: Ranks
 ) -> None:
     """Compile and capture the backbones in place. Each runs on `image`, one part of a batch, without effect.
 
-    parts: 1, or 2 where a step has several. Raises SettingsError where what was asked for cannot be had.
+    Raises SettingsError where what was asked for cannot be had.
     """
+    speed, parts = config.speed, min(config.micro_batches, 2)
     if speed.graphs and ranks.device.type != "cuda":
         raise SettingsError("speed.graphs: CUDA graphs need a GPU")
     networks: list[Any] = [backbone, *([momentum.network] if momentum else [])]
@@ -172,19 +180,32 @@ def make_fast(
     before = [one.remember() for one in statistics]
 
     def passes() -> None:
-        """The forwards and the backward of a step."""
+        """The forwards and the backward of a step, as they will run: what is compiled depends on it."""
+        if speed.graphs:
+            with products_in(image.dtype):
+                embedding = backbone(image)
+                if momentum:
+                    with torch.no_grad():
+                        momentum.network(image)
+            embedding.backward(torch.zeros_like(embedding))
+            return
         step = MicroBatches(torch.cat([image] * parts), parts, backbone, image.dtype, lambda number: None)
         if momentum:
             with torch.no_grad():
                 step.through(momentum.network)
         step.back_propagate(torch.zeros_like(step.embed(statistics[0])))
 
-    try_compiled(speed, networks, passes, ranks)
+    try_compiled(way, networks, passes, ranks, asked=speed.compile != "auto")
     backbone.zero_grad()
     if speed.graphs:
-        capture_training(backbone, image, image.dtype)
-        if momentum:
-            momentum.network = CapturedForward(momentum.network, image, image.dtype)
+        try:
+            capture_training(backbone, image, image.dtype)
+            if momentum:
+                momentum.network = CapturedForward(momentum.network, image, image.dtype)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # what cannot be captured
+            raise SettingsError(f"speed.graphs=true fails here ({error}); choose false") from error
     for one, values in zip(statistics, before, strict=True):
         one.restore(values)
 

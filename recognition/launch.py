@@ -37,6 +37,9 @@ from recognition.profiling import Profile
 from recognition.status import read_status, write_status
 
 CPU_RANKS = 2
+CHECKOUT = Path(__file__).resolve().parent.parent
+COMPILED = CHECKOUT / "build" / "compiled"
+"""Where torch keeps what it compiled, for the next run: its own place is below /tmp, which containers lose."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -189,7 +192,10 @@ def put_aside(folder: Path) -> None:
 
 def launch(command: Sequence[str], machines: Machines, local_ranks: int, max_restarts: int) -> tuple[int, str]:
     """Run `python COMMAND` on all ranks of this machine; exit status, and the reason where it is not 0."""
-    for name, value in rank_environment(max(1, available_cpus() // local_ranks)).items():
+    kept = rank_environment(max(1, available_cpus() // local_ranks))
+    if machines.most == 1 and os.access(CHECKOUT, os.W_OK):  # its locks are not made for what machines share
+        kept["TORCHINDUCTOR_CACHE_DIR"] = str(COMPILED)
+    for name, value in kept.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="run-notes-") as folder:
         try:

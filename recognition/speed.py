@@ -29,6 +29,11 @@ Compile = Literal["off", "blocks", "whole"]
 # Blocks of all sizes, in training and in evaluation, of two backbones share one function that is compiled: torch's own
 # limit of 8 forms of it would leave the rest uncompiled.
 _FORMS = 64
+
+WORTH_COMPILING = 1e14
+"""Operations of a run's backbone on one rank above which `auto` compiles on a CPU. Compiling takes a core a minute or
+two; this much a core computes in half an hour to an hour, and compiled in a fifth to a quarter less (docs/performance.md)."""
+
 COLLECT_STEPS = 1000
 """Garbage is collected after so many steps at the latest, however rarely a run logs and saves."""
 
@@ -38,8 +43,8 @@ class SpeedSettings:
     """How a step is computed; what it learns is the same.
 
     compile: the backbones by torch.compile, each repeated block by itself (blocks: a short start, and gradients are
-    exchanged while the backward runs) or in one piece (whole); auto: blocks on a GPU, where that fails none; off on a
-    CPU.  graphs: the backbones as CUDA graphs: less work for the host at small batches.
+    exchanged while the backward runs) or in one piece (whole); auto: blocks on a GPU, and on a CPU where the whole
+    schedule is long enough to make up for the start; where that fails none.  graphs: the backbones as CUDA graphs: less work for the host at small batches.
     fold: the momentum backbone runs with its BatchNorm folded into its convolutions; auto: on a GPU.
     prefetch: the next batch goes to the GPU while a step runs.  tune: cuDNN tries its algorithms on the first batch.
     hold_garbage: Python's garbage is collected between steps that log or save, not within others.
@@ -55,11 +60,14 @@ class SpeedSettings:
     compress: Literal["none", "bf16"] = "none"
 
 
-def way_to_compile(speed: SpeedSettings, device: torch.device) -> Compile:
-    """How the backbones are compiled on this device: what `compile` says, or what auto stands for."""
+def way_to_compile(speed: SpeedSettings, device: torch.device, operations: float) -> Compile:
+    """How the backbones are compiled on this device: what `compile` says, or what auto stands for.
+
+    operations: of the backbone on this rank over the whole schedule, so that a run that goes on goes on as it began.
+    """
     if speed.compile != "auto":
         return speed.compile
-    return "blocks" if device.type == "cuda" else "off"
+    return "blocks" if device.type == "cuda" or operations >= WORTH_COMPILING else "off"
 
 
 def folds(speed: SpeedSettings, device: torch.device) -> bool:
@@ -86,7 +94,8 @@ def compile_in_place(module: nn.Module, way: Compile) -> None:
     """
     for part in module.modules():
         part._compiled_call_impl = None  # as nn.Module.compile leaves it; there is no way back otherwise
-    options: dict[str, Any] = {"dynamic": False}
+    # Else inductor draws dropout's masks its own way, and a run that goes on uncompiled would draw others.
+    options: dict[str, Any] = {"dynamic": False, "options": {"fallback_random": True}}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         options["recompile_limit"] = _FORMS
     else:  # torch before 2.12
@@ -106,19 +115,25 @@ def as_written(module: nn.Module) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()  # the line above imports the compiler, which takes seconds
 
 
-def try_compiled(speed: SpeedSettings, networks: list[nn.Module], passes: Callable[[], None], ranks: Ranks) -> Compile:
-    """Compile networks in place as the settings say and run `passes`, so that what fails fails here; the way taken.
+def try_compiled(
+    way: Compile, networks: list[nn.Module], passes: Callable[[], None], ranks: Ranks, asked: bool
+) -> Compile:
+    """Compile networks in place and run `passes`, so that what fails fails here; the way taken.
 
-    With auto all ranks then go on without, and a warning says so; a way that was asked for raises SettingsError.
+    asked: the settings name this way, and a failure raises SettingsError; else all ranks go on without, and a warning
+    says so. Memory that does not do would not do without either: that is raised as it is.
     """
-    way = way_to_compile(speed, ranks.device)
     if way == "off":
         return way
     failure = ""
+    if ranks.is_first:
+        logger.info("compiling the backbones (speed.compile=%s): a minute or two, less when it was done before", way)
     for network in networks:
         compile_in_place(network, way)
     try:
         passes()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # compilers fail in too many ways to list
         failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     failures = [(rank, text) for rank, text in enumerate(all_values(failure, ranks)) if text]
@@ -126,7 +141,7 @@ def try_compiled(speed: SpeedSettings, networks: list[nn.Module], passes: Callab
         return way
     rank, failure = failures[0]
     said = f"speed.compile={way} fails here (rank {rank}: {failure})"
-    if speed.compile != "auto":
+    if asked:
         raise SettingsError(f"{said}; choose auto or off")
     for network in networks:
         compile_in_place(network, "off")
@@ -159,7 +174,7 @@ class Garbage:
                 gc.enable()
 
     def after_step(self, is_pause: bool) -> None:
-        """Collect after a step that logs, saves or evaluates, and after COLLECT_STEPS others."""
+        """Collect after a step that logs or saves, and after COLLECT_STEPS others."""
         self._since += 1
         if self.held and (is_pause or self._since >= COLLECT_STEPS):
             gc.collect()

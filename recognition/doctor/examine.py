@@ -51,7 +51,7 @@ def _go_through(
     _tell_settings(report, config, path, overrides, ranks)
     facts = _look_at_data(report, config, path)
     damaged = any(fact.kind == "problem" for fact in report.sections.get("training set", []))
-    most_rows = _look_at_needs(report, config, facts, ranks)
+    most_rows = _look_at_needs(report, config, facts, ranks, local_ranks)
     if not facts or not most_rows or damaged:
         report.section("time")
         report.fact("not measured", "without the training set" if not facts else "see the problems above")
@@ -97,7 +97,9 @@ def _look_at_data(report: Report, config: Config, path: str) -> list[SetFacts]:
     return facts
 
 
-def _look_at_needs(report: Report, config: Config, facts: list[SetFacts], ranks: int) -> int:
+def _look_at_needs(
+    report: Report, config: Config, facts: list[SetFacts], ranks: int, local_ranks: int
+) -> int:
     """The sections on disk and memory; how many images of a rank fit, 0 where nothing does."""
     classes = sum(fact.classes or 0 for fact in facts)
     on_gpu = torch.cuda.is_available()
@@ -111,7 +113,7 @@ def _look_at_needs(report: Report, config: Config, facts: list[SetFacts], ranks:
     report.fact("held", f"{needs.parameters / 1e6:.1f} M parameters; " + ", ".join(
         f"{name} {amount(size)}" for name, size in parts.items()) + f": {amount(held)}")
     device = torch.device("cuda" if on_gpu else "cpu")
-    free, of = _room(device, ranks)
+    free, of = _room(device, local_ranks)
     if held > free:
         report.problem(SettingsError.status, "too little", f"{amount(held)} before any activation, {of}: more GPUs or "
                        "machines share the classes; head.storage=bf16, head.optimizer=adagrad take fewer bytes")
@@ -138,12 +140,12 @@ def _parts(config: Config, ranks: int, each: float, room: float) -> int:
     return fitting[0] if fitting else share
 
 
-def _room(device: torch.device, ranks: int) -> tuple[int, str]:
-    """Bytes that a rank may take, and that in words."""
+def _room(device: torch.device, local_ranks: int) -> tuple[int, str]:
+    """Bytes that a rank of this machine may take, and that in words."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(0)[0]
         return free, f"of {amount(free)} free on the GPU"
     left = machine.available_memory()
     if left is None:
         return 1 << 62, "of an unknown amount"
-    return left // ranks, f"of {amount(left // ranks)} for each of {ranks} ranks here"
+    return left // local_ranks, f"of {amount(left // local_ranks)} for each of {local_ranks} ranks here"

@@ -4,7 +4,8 @@ Run by the launcher as the ranks of a run are, with the same processes, threads 
 schedule (where injection is on) and with a learning rate of nothing. Three measurements: the loader alone; the step
 alone, of one batch over and over, from few rows up to the whole batch as far as the time allows; and both together. Of
 a batch that would take too long some rows are measured, and a line through the last two sizes is read at the whole
-batch: then the result is marked as extrapolated. Nothing is saved and no folder is made.
+batch: then the result is marked as extrapolated. On a CPU nothing is compiled, which would take a minute for each size,
+and the result says so where the run compiles. Nothing is saved and no folder is made.
 Proven by tests/recognition/test_doctor.py.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from recognition import distributed, machine
-from recognition.assembly import Run, assemble
+from recognition.assembly import Run, assemble, operations
 from recognition.cause import note_path
 from recognition.config import Config, load
 from recognition.data.batch import Batch
@@ -28,6 +29,7 @@ from recognition.data.dataset import RecordDataset
 from recognition.distributed import Ranks, max_over_ranks, sum_over_ranks
 from recognition.doctor.files import open_for_trial
 from recognition.progress import Progress
+from recognition.speed import way_to_compile
 from recognition.stopping import end_with_parent
 from recognition.train import run_rank, train_step
 
@@ -63,18 +65,23 @@ def measure(
     most_rows: of a rank's batch, that its memory has room for.
 
     {"ranks", "batch", "loader": {"batches", "seconds"}, "points": [[rows of a rank, seconds], …], "together": [seconds
-    of a step, …], "peak_bytes", "name": of the loader}
+    of a step, …], "peak_bytes", "name": of the loader, "left_out": way of compiling that the run takes and this did not}
     """
     largest = dataset.num_images // ranks.world_size * ranks.world_size
-    run = assemble(dataclasses.replace(config, batch_size=min(config.batch_size, largest)), ranks, dataset)
+    speed, on_cpu = config.speed, ranks.device.type == "cpu"
+    tried = dataclasses.replace(speed, compile="off") if on_cpu else speed
+    run = assemble(
+        dataclasses.replace(config, batch_size=min(config.batch_size, largest), speed=tried), ranks, dataset)
     run.step = len(run.rates) // 2
+    way = way_to_compile(speed, ranks.device, operations(config, ranks, len(run.rates)))
     batches, seconds, batch = _loader(run, LOADER_SECONDS * patience)
     points = _points(run, batch, max(run.config.micro_batches, most_rows), STEP_SECONDS * patience)
     is_whole = points[-1][0] == len(batch.image)
     together = _together(run, points[-1][1], TOGETHER_SECONDS * patience) if is_whole else []
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else machine.resident_bytes()
     return {
-        "ranks": ranks.world_size, "batch": run.config.batch_size, "name": type(run.loader).__name__,
+        "ranks": ranks.world_size, "batch": run.config.batch_size, "name": run.loader.name,
+        "left_out": way if on_cpu else "off",
         "loader": {"batches": batches, "seconds": seconds}, "points": points, "together": together,
         "peak_bytes": int(_slowest(float(peak), ranks)),
     }

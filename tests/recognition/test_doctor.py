@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from recognition import launch
+from recognition import launch, machine
 from recognition.assembly import assemble
 from recognition.backbones import BackboneSettings
 from recognition.config import CheckpointSettings, Config, DataSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
 from recognition.doctor import examine, files, trial
+from recognition.doctor.examine import _room
 from recognition.doctor.needs import _kept, needs_of, saves_at_once
 from recognition.doctor.report import Report, amount
 from recognition.doctor.times import estimate, read_line, span
@@ -188,7 +189,19 @@ def test_a_sound_run_is_told_in_hours_and_leaves_no_file(tmp_path, file, capsys)
     for title in ("this machine", "settings", "training set", "evaluation", "disk", "memory of a rank", "time"):
         assert f"\n{title}\n" in text
     assert "60 steps, 6 an epoch" in text
+    assert "Loader" not in text.partition("loader alone")[2].partition("\n")[0]
+    assert "compiled" not in text
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_what_the_run_compiles_is_told_and_not_waited_for(file, capsys):
+    assert examine(file, ["speed.compile=blocks"], _launch, 1, json_path=None) == 0
+    assert "compiles its backbone (speed.compile=blocks)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_ranks_room_is_its_share_of_this_machine(monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda: 8 << 30)
+    assert _room(torch.device("cpu"), 2)[0] == 4 << 30
 
 
 @pytest.mark.parametrize(("overrides", "status", "expected"), [

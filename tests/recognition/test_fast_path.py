@@ -134,6 +134,17 @@ def test_in_bf16_the_fast_path_stays_within_bf16s_own_noise(on_ranks, tmp_path, 
 
 
 @pytest.mark.slow
+def test_folded_and_compiled_in_bf16_errs_no_more_than_plain_bf16(tmp_path, small_set):
+    """With BatchNorm, which the test above cannot have; errors are those of a run in float32."""
+    runs = {"exact": {}, "plain": {"precision": "bf16"},
+            "fast": {"precision": "bf16", "speed": SpeedSettings(compile="blocks", fold="on")}}
+    losses = {name: np.array(_learn(Ranks(), _config(tmp_path, small_set, micro_batches=1, **changed))[0])
+              for name, changed in runs.items()}
+    plain, fast = (np.abs(losses[name] - losses["exact"]).max() for name in ("plain", "fast"))
+    assert 0 < fast <= 2 * plain + 1e-4 * losses["exact"].max()
+
+
+@pytest.mark.slow
 def test_a_compiled_run_goes_on_as_one_that_was_not_stopped(tmp_path, small_set):
     """To the bit, with dropout; and a plain run goes on from what it saved."""
     backbone = BackboneSettings("small", 32, dropout=0.3)
@@ -163,12 +174,12 @@ _WITHOUT_COMPILER = """
 import torch
 from recognition.backbones.iresnet import Block
 from recognition.distributed import Ranks
-from recognition.speed import SpeedSettings, try_compiled
+from recognition.speed import try_compiled
 network = Block(4, 4, 1, "batch")
 def run(): network(torch.ones(2, 4, 8, 8)).sum().backward()
-print("auto:", try_compiled(SpeedSettings(), [network], run, Ranks(device=torch.device("cuda", 0))))
+print("auto:", try_compiled("blocks", [network], run, Ranks(), asked=False))
 run()
-try_compiled(SpeedSettings(compile="whole"), [network], run, Ranks())
+try_compiled("whole", [network], run, Ranks(), asked=True)
 """
 
 

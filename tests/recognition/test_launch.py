@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from recognition import launch
 from recognition.launch import put_aside
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -194,3 +195,13 @@ def test_help_and_unknown_config(tmp_path):
     assert missing.returncode == 2
     assert "near: demo.py" in missing.stderr
     assert sh("configs/lfw_tiny.py").returncode == 2  # data.root has to be given
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_ranks_keep_what_was_compiled_with_the_checkout_of_one_machine(monkeypatch, machines):
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "7"})
+    monkeypatch.setattr(launch, "run_ranks", lambda *_: (0, ""))
+    assert launch.launch(["-m", "nothing"], launch.Machines(machines, machines, 0, "", ""), 1, 0) == (0, "")
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    assert kept == (str(ROOT / "build" / "compiled") if machines == 1 else None)

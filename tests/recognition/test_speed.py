@@ -16,7 +16,16 @@ from recognition.data.loader import Prefetched, make_loader
 from recognition.data.plan import Augmentation, Plan
 from recognition.distributed import Ranks, gather_rows, gather_rows_later, replicate
 from recognition.errors import SettingsError
-from recognition.speed import COLLECT_STEPS, Garbage, SpeedSettings, folds, regions, try_compiled, way_to_compile
+from recognition.speed import (
+    COLLECT_STEPS,
+    Garbage,
+    SpeedSettings,
+    compile_in_place,
+    folds,
+    regions,
+    try_compiled,
+    way_to_compile,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -29,15 +38,18 @@ def test_regions_are_the_outermost_blocks(name, count):
     assert len(found) == count
     inside = {part for region in found for part in region.modules() if part is not region}
     assert not inside & set(found)
+    assert nn.Sequential not in map(type, found)  # which torch.compile would pass over
     weights = sum(p.numel() for region in found for p in region.parameters())
     linear = sum(p.numel() for part in network.modules() if isinstance(part, nn.Linear) for p in part.parameters())
     assert weights > 0.85 * (sum(p.numel() for p in network.parameters()) - linear)
 
 
 def test_what_auto_stands_for():
-    assert way_to_compile(SpeedSettings(), CPU) == "off"
-    assert way_to_compile(SpeedSettings(), CUDA) == "blocks"
-    assert way_to_compile(SpeedSettings(compile="whole"), CPU) == "whole"
+    assert way_to_compile(SpeedSettings(), CPU, 1e13) == "off"
+    assert way_to_compile(SpeedSettings(), CPU, 1e15) == "blocks"
+    assert way_to_compile(SpeedSettings(), CUDA, 1e9) == "blocks"
+    assert way_to_compile(SpeedSettings(compile="whole"), CPU, 0) == "whole"
+    assert way_to_compile(SpeedSettings(compile="off"), CPU, 1e20) == "off"
     assert [folds(SpeedSettings(), device) for device in (CPU, CUDA)] == [False, True]
     assert [folds(SpeedSettings(fold=fold), CPU) for fold in ("on", "off")] == [True, False]
 
@@ -48,11 +60,40 @@ def _fail() -> None:
 
 def test_a_failed_compilation_is_a_warning_with_auto_and_an_error_when_asked_for(caplog):
     network = nn.Sequential(nn.Linear(2, 2))
-    assert try_compiled(SpeedSettings(), [network], _fail, Ranks(device=CUDA)) == "off"
+    assert try_compiled("blocks", [network], _fail, Ranks(device=CUDA), asked=False) == "off"
     assert "speed.compile=blocks fails here (rank 0: RuntimeError: no compiler); going on without" in caplog.text
     assert network._compiled_call_impl is None
     with pytest.raises(SettingsError, match=r"speed\.compile=whole fails here .*no compiler.*choose auto or off"):
-        try_compiled(SpeedSettings(compile="whole"), [network], _fail, Ranks())
+        try_compiled("whole", [network], _fail, Ranks(), asked=True)
+
+
+def _without_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_memory_that_does_not_do_is_no_failure_of_the_compiler(asked):
+    with pytest.raises(torch.OutOfMemoryError):
+        try_compiled("blocks", [nn.Sequential(nn.Linear(2, 2))], _without_memory, Ranks(), asked)
+
+
+class _Random(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x.sin(), 0.5, self.training) * torch.rand(len(x), 1)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_draws_the_random_numbers_of_what_is_not():
+    """Or a run that goes on with another way would learn from other masks."""
+    x = torch.randn(8, 64, requires_grad=True)
+    found = []
+    for way in ("off", "whole"):
+        module = _Random()
+        compile_in_place(module, way)
+        torch.manual_seed(1)
+        y = module(x)
+        found.append((y, torch.autograd.grad(y.square().sum(), x)[0]))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_run_may_go_on_with_other_switches_but_not_with_other_gradients():
