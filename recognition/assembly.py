@@ -31,7 +31,7 @@ from recognition.momentum import MomentumBackbone
 from recognition.optimizer import BackboneOptimizer
 from recognition.phases import Phases
 from recognition.schedule import learning_rates
-from recognition.speed import Compile, as_written, folds, try_compiled, way_to_compile
+from recognition.speed import Compile, as_written, folds, pays_on_cpu, try_compiled, way_to_compile
 
 
 @dataclass
@@ -148,7 +148,7 @@ def make_networks(
         shape = torch.empty(2, 3, IMAGE_SIDE, IMAGE_SIDE, device="meta") if folds(speed, ranks.device) else None
         momentum = MomentumBackbone(backbone, inject.momentum, inject.momentum_batch_norm, ranks, shape)
     example = torch.zeros(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=ranks.device)
-    way = way_to_compile(speed, ranks.device, operations(config, ranks, steps))
+    way = how_compiled(config, backbone, ranks, steps)
     if speed.graphs or way != "off":
         rows = config.batch_size // ranks.world_size // parts
         image = example[:1].to(dtype).repeat(rows, 1, 1, 1).contiguous(memory_format=torch.channels_last)
@@ -159,10 +159,15 @@ def make_networks(
     return backbone, momentum, replica
 
 
-def operations(config: Config, ranks: Ranks, steps: int) -> float:
-    """What the backbones compute on one rank in so many steps: a forward, a backward of two, a momentum forward."""
+def how_compiled(config: Config, backbone: nn.Module, ranks: Ranks, steps: int) -> Compile:
+    """How a run of so many steps compiles its backbones.
+
+    Counted are a forward, a backward of two forwards' work, and with injection the momentum backbone's forward.
+    """
     forwards = 4 if config.head.inject.needs_momentum else 3
-    return 2.0 * forwards * multiply_accumulates(config.backbone) * steps * config.batch_size / ranks.world_size
+    images = steps * config.batch_size / ranks.world_size
+    pays = pays_on_cpu(backbone, 2.0 * forwards * multiply_accumulates(config.backbone) * images)
+    return way_to_compile(config.speed, ranks.device, pays)
 
 
 def make_fast(

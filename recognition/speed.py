@@ -31,8 +31,8 @@ Compile = Literal["off", "blocks", "whole"]
 _FORMS = 64
 
 WORTH_COMPILING = 1e14
-"""Operations of a run's backbone on one rank above which `auto` compiles on a CPU. Compiling takes a core a minute or
-two; this much a core computes in half an hour to an hour, and compiled in a fifth to a quarter less (docs/performance.md)."""
+"""Operations of a run's backbone on one rank above which `auto` compiles convolutions on a CPU. Compiling takes one to
+three minutes; this much a core computes in half an hour to an hour, compiled in a tenth to a quarter less."""
 
 COLLECT_STEPS = 1000
 """Garbage is collected after so many steps at the latest, however rarely a run logs and saves."""
@@ -43,8 +43,8 @@ class SpeedSettings:
     """How a step is computed; what it learns is the same.
 
     compile: the backbones by torch.compile, each repeated block by itself (blocks: a short start, and gradients are
-    exchanged while the backward runs) or in one piece (whole); auto: blocks on a GPU, and on a CPU where the whole
-    schedule is long enough to make up for the start; where that fails none.  graphs: the backbones as CUDA graphs: less work for the host at small batches.
+    exchanged while the backward runs) or in one piece (whole); auto: blocks on a GPU, and on a CPU blocks of
+    convolutions where the whole schedule is long enough to make up for the start; where that fails none.  graphs: the backbones as CUDA graphs: less work for the host at small batches.
     fold: the momentum backbone runs with its BatchNorm folded into its convolutions; auto: on a GPU.
     prefetch: the next batch goes to the GPU while a step runs.  tune: cuDNN tries its algorithms on the first batch.
     hold_garbage: Python's garbage is collected between steps that log or save, not within others.
@@ -60,14 +60,23 @@ class SpeedSettings:
     compress: Literal["none", "bf16"] = "none"
 
 
-def way_to_compile(speed: SpeedSettings, device: torch.device, operations: float) -> Compile:
+def way_to_compile(speed: SpeedSettings, device: torch.device, pays: bool) -> Compile:
     """How the backbones are compiled on this device: what `compile` says, or what auto stands for.
 
-    operations: of the backbone on this rank over the whole schedule, so that a run that goes on goes on as it began.
+    pays: on a CPU, see `pays_on_cpu`.
     """
     if speed.compile != "auto":
         return speed.compile
-    return "blocks" if device.type == "cuda" or operations >= WORTH_COMPILING else "off"
+    return "blocks" if device.type == "cuda" or pays else "off"
+
+
+def pays_on_cpu(backbone: nn.Module, operations: float) -> bool:
+    """Whether compiling makes up for itself; what it gains was measured (docs/performance.md): transformers lose by it.
+
+    operations: of the backbones on a rank over the whole schedule, so that a run that goes on goes on as it began.
+    """
+    is_convolutional = all(any(isinstance(part, nn.Conv2d) for part in block.modules()) for block in regions(backbone))
+    return is_convolutional and operations >= WORTH_COMPILING
 
 
 def folds(speed: SpeedSettings, device: torch.device) -> bool:

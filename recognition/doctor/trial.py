@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from recognition import distributed, machine
-from recognition.assembly import Run, assemble, operations
+from recognition.assembly import Run, assemble, how_compiled
 from recognition.cause import note_path
 from recognition.config import Config, load
 from recognition.data.batch import Batch
@@ -29,7 +29,6 @@ from recognition.data.dataset import RecordDataset
 from recognition.distributed import Ranks, max_over_ranks, sum_over_ranks
 from recognition.doctor.files import open_for_trial
 from recognition.progress import Progress
-from recognition.speed import way_to_compile
 from recognition.stopping import end_with_parent
 from recognition.train import run_rank, train_step
 
@@ -73,7 +72,7 @@ def measure(
     run = assemble(
         dataclasses.replace(config, batch_size=min(config.batch_size, largest), speed=tried), ranks, dataset)
     run.step = len(run.rates) // 2
-    way = way_to_compile(speed, ranks.device, operations(config, ranks, len(run.rates)))
+    way = how_compiled(config, run.backbone, ranks, len(run.rates))
     batches, seconds, batch = _loader(run, LOADER_SECONDS * patience)
     points = _points(run, batch, max(run.config.micro_batches, most_rows), STEP_SECONDS * patience)
     is_whole = points[-1][0] == len(batch.image)

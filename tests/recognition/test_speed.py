@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from recognition.assembly import how_compiled
 from recognition.backbones import BackboneSettings, build
 from recognition.config import Config, changes, settings_of
 from recognition.data.batch import Batch, normalise
@@ -22,6 +23,7 @@ from recognition.speed import (
     SpeedSettings,
     compile_in_place,
     folds,
+    pays_on_cpu,
     regions,
     try_compiled,
     way_to_compile,
@@ -45,13 +47,23 @@ def test_regions_are_the_outermost_blocks(name, count):
 
 
 def test_what_auto_stands_for():
-    assert way_to_compile(SpeedSettings(), CPU, 1e13) == "off"
-    assert way_to_compile(SpeedSettings(), CPU, 1e15) == "blocks"
-    assert way_to_compile(SpeedSettings(), CUDA, 1e9) == "blocks"
-    assert way_to_compile(SpeedSettings(compile="whole"), CPU, 0) == "whole"
-    assert way_to_compile(SpeedSettings(compile="off"), CPU, 1e20) == "off"
+    ways = [way_to_compile(SpeedSettings(), device, pays) for device in (CPU, CUDA) for pays in (False, True)]
+    assert ways == ["off", "blocks", "blocks", "blocks"]
+    assert way_to_compile(SpeedSettings(compile="whole"), CPU, False) == "whole"
+    assert way_to_compile(SpeedSettings(compile="off"), CPU, True) == "off"
     assert [folds(SpeedSettings(), device) for device in (CPU, CUDA)] == [False, True]
     assert [folds(SpeedSettings(fold=fold), CPU) for fold in ("on", "off")] == [True, False]
+
+
+def test_on_a_cpu_long_runs_of_convolutions_are_compiled():
+    with torch.device("meta"):
+        convolutions, transformer = (build(BackboneSettings(name, 32)) for name in ("mobilefacenet", "vit_t"))
+    assert [pays_on_cpu(convolutions, operations) for operations in (1e13, 1e15)] == [False, True]
+    assert not pays_on_cpu(transformer, 1e20)
+    config = Config("a", batch_size=64, backbone=BackboneSettings("mobilefacenet"))
+    ways = [how_compiled(config, convolutions, Ranks(world_size=world), steps)
+            for world, steps in ((1, 100), (1, 1000), (2, 1000), (2, 2000))]
+    assert ways == ["off", "blocks", "off", "blocks"]
 
 
 def _fail() -> None:
