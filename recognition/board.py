@@ -6,8 +6,9 @@
     batch                               pictures of a batch as the network sees them: of the first logged step, and of
                                         the first one of each epoch
 
-Pictures show people. They stand in a folder of their own, RUN/pictures, without file names, and with `log.pictures=false`
-nowhere. Weights & Biases (recognition/wandb_sync.py) copies all that lies below RUN/tensorboard, never these. Rank 0 alone has a board. Proven by tests/recognition/test_log.py.
+Pictures show people. They stand in a folder of their own, RUN/pictures, without file names, and nowhere with
+`log.pictures=false`. Weights & Biases (recognition/wandb_sync.py) copies all that lies below RUN/tensorboard, never
+these. Rank 0 alone has a board. Proven by tests/recognition/test_log.py.
 """
 
 import math

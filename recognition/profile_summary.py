@@ -6,7 +6,8 @@ Everything is read from the trace alone, so a trace of another machine can be su
 
 Times in a trace are microseconds; figures are a step's means, milliseconds. On a GPU the host runs ahead of the
 device: a phase has a time of each, the device's being that of the kernels that were launched in it. NCCL's kernels run
-while they wait for other ranks: they count as exchange and not as work. Idle: nothing of either runs. On a CPU the main thread does the work: what lies outside its operators is Python, or waiting for ranks.
+while they wait for other ranks: they count as exchange and not as work. Idle: nothing of either runs. On a CPU the main
+thread does the work: what lies outside its operators is Python, or waiting for ranks.
 Proven by tests/recognition/test_profiling.py.
 """
 

@@ -44,7 +44,8 @@ class SpeedSettings:
 
     compile: the backbones by torch.compile, each repeated block by itself (blocks: a short start, and gradients are
     exchanged while the backward runs) or in one piece (whole); auto: blocks on a GPU, and on a CPU blocks of
-    convolutions where the whole schedule is long enough to make up for the start; where that fails none.  graphs: the backbones as CUDA graphs: less work for the host at small batches.
+    convolutions where the whole schedule is long enough to make up for the start; where that fails none.
+    graphs: the backbones as CUDA graphs: less work for the host at small batches.
     fold: the momentum backbone runs with its BatchNorm folded into its convolutions; auto: on a GPU.
     prefetch: the next batch goes to the GPU while a step runs.  tune: cuDNN tries its algorithms on the first batch.
     hold_garbage: Python's garbage is collected between steps that log or save, not within others.

@@ -64,7 +64,7 @@ def measure(
     most_rows: of a rank's batch, that its memory has room for.
 
     {"ranks", "batch", "loader": {"batches", "seconds"}, "points": [[rows of a rank, seconds], …], "together": [seconds
-    of a step, …], "peak_bytes", "name": of the loader, "left_out": way of compiling that the run takes and this did not}
+    of a step, …], "peak_bytes", "name": of the loader, "left_out": the run's way of compiling, if it was not taken}
     """
     largest = dataset.num_images // ranks.world_size * ranks.world_size
     speed, on_cpu = config.speed, ranks.device.type == "cpu"

@@ -77,7 +77,8 @@ def config():
 def test_no_key_no_path_and_no_picture_leaves(wandb_python, tmp_path, small_set):
     """A run of 6 steps, twice in one folder, as a run that goes on: one id, and nothing that should stay here."""
     (tmp_path / "c.py").write_text(CONFIG.format(output=str(tmp_path), root=str(small_set)))
-    environment = os.environ | {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline", "HOME": str(tmp_path / "home"),
+                                "PYTHONPATH": str(ROOT)}
     said = ""
     for number in range(2):
         done = subprocess.run([wandb_python, "-m", "recognition.train", tmp_path / "c.py"], capture_output=True,
