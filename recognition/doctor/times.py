@@ -84,8 +84,8 @@ def _tell_trial(
         report.warning("extrapolated", f"a batch of {config.batch_size} takes too long to measure here: read off a "
                        "line through the two largest sizes, ± 30 %")
     if found["left_out"] != "off":
-        report.fact("compiled", f"the run compiles its backbone (speed.compile={found['left_out']}): some minutes at the "
-                    "start, then faster than these steps, which did not")
+        report.fact("compiled", f"the run compiles its backbone (speed.compile={found['left_out']}): some minutes at "
+                    "the start, then faster than these steps, which did not")
     an_epoch = steps_per_epoch(config, facts)
     steps = round(config.epochs * an_epoch)
     report.fact("training", f"{steps:,} steps, {an_epoch:,} an epoch: {span(steps * guess.seconds)} "
