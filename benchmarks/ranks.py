@@ -1,6 +1,6 @@
 """A function on several gloo ranks of this machine, each a fresh process with an environment of its own.
 
-Proven by tests/benchmarks/test_scaling.py.
+Proven by tests/benchmarks/test_ranks.py.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ def on_ranks(
     """What `function(ranks, *arguments)` returns on each rank; one rank is a process without a group, as in training.
 
     environment: variables of the processes (None: unset); those that a library reads when it starts are seen, too.
+    They see no GPU: with some, `distributed.start` would take NCCL and a GPU a rank.
     """
     shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(_free_port()), **(environment or {})}
+              "MASTER_PORT": str(_free_port()), "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
     with contextlib.ExitStack() as pools:
         started = []
         for rank in range(world_size):

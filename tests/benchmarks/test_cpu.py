@@ -1,12 +1,10 @@
 """The benchmark of ways to train on a CPU: its variants, and a measurement of two of them."""
 
 import json
-import os
 
 import pytest
 
 from benchmarks import cpu
-from benchmarks.ranks import environment_of
 from recognition.errors import SettingsError
 
 
@@ -18,16 +16,6 @@ def test_one_thing_changes_at_a_time():
         assert sum(differs) == 1, other
     assert len({variant.name for variant in cpu.variants(16)}) == len(cpu.variants(16))
     assert all(variant.ranks * variant.threads <= 16 for variant in cpu.variants(16))
-
-
-def test_the_environment_is_put_back(monkeypatch):
-    monkeypatch.setenv("FIRST", "1")
-    monkeypatch.delenv("SECOND", raising=False)
-    with environment_of({"FIRST": None, "SECOND": "2"}):
-        assert "FIRST" not in os.environ
-        assert os.environ["SECOND"] == "2"
-    assert os.environ["FIRST"] == "1"
-    assert "SECOND" not in os.environ
 
 
 def test_unknown_variants_are_named():
