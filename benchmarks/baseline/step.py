@@ -100,7 +100,8 @@ class UsualStep:
         for group in self.sgd.param_groups:
             group["lr"] = lr
         half = self.product_dtype != torch.float32
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        tf32 = torch.backends.cudnn.allow_tf32  # as it is for ours: the context's own default would allow it
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
             with self.phases("backbone forward"):
                 with torch.autocast(image.device.type, self.product_dtype if half else None, enabled=half):
                     embedding = self.replica(image)

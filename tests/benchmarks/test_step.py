@@ -81,6 +81,19 @@ def test_the_usual_step_trains_the_same(on_ranks, world, problem):
             assert np.linalg.norm(mine - other) <= 1e-5 * np.linalg.norm(other)
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_usual_step_takes_tf32_where_ours_does(monkeypatch, allowed):
+    """In fp32 a run forbids it; the baseline's convolutions must not be another precision's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    backbone, seen = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8)), []
+    backbone.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    backbone.register_full_backward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    image = torch.randn(3, 4, requires_grad=True)  # for the hook of the backward
+    UsualStep(backbone, torch.randn(5, 8), 5).step(image, torch.arange(3), LEARNING_RATE)
+    assert seen == [allowed, allowed]
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
 def test_rows_have_every_field_and_add_up(problem, tmp_path):
     variants = [Variant(ALONE), Variant(USUAL), Variant(OURS), Variant(OURS, "qaface"),
                 Variant(OURS, overrides=("optimizer.implementation=foreach",))]
