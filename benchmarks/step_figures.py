@@ -7,6 +7,7 @@
 Proven by tests/benchmarks/test_step.py.
 """
 
+import re
 import statistics
 from typing import Any
 
@@ -18,11 +19,14 @@ from recognition.memory import INJECTIONS
 PEAKS = {"H200": 790, "H100": 989, "A100": 312, "L40S": 362, "V100": 125}
 """Dense bf16 or fp16 products with float32 sums, 10¹² operations a second: of the H200 as measured with large products,
 of the others as in their data sheets (SXM where there are several)."""
+OTHER_FORMS = ("PCIE", "NVL", "MIG")
+"""Words in the names of GPUs that have less than the SXM module of the same model: cards, and slices of one."""
 
 
 def dense_peak(device: str) -> float | None:
-    """The peak of a GPU that is known by its name."""
-    return next((float(peak) for name, peak in PEAKS.items() if name in device), None)
+    """The peak of a GPU that is known by its name, in whole words; None where it has to be measured."""
+    words = set(re.findall(r"\w+", device.upper()))
+    return None if words & set(OTHER_FORMS) else next((float(p) for name, p in PEAKS.items() if name in words), None)
 
 
 def add_figures(rows: list[dict[str, Any]], config: Config, peak: float) -> None:

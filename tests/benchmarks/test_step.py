@@ -124,9 +124,15 @@ def test_rows_have_every_field_and_add_up(problem, tmp_path):
     assert (tmp_path / "step.png").stat().st_size > 1000
 
 
-def test_a_gpus_peak_is_found_by_its_name():
-    assert dense_peak("NVIDIA H200") == 790
-    assert dense_peak("CPU, 2 cores") is None
+@pytest.mark.parametrize(("name", "peak"), [
+    ("NVIDIA H200", 790), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362),
+    ("Tesla V100-SXM2-16GB", 125),
+    ("NVIDIA GH200 480GB", None), ("NVIDIA L40", None), ("CPU, 2 cores", None),  # other models
+    ("NVIDIA H100 PCIe", None), ("NVIDIA A100-PCIE-40GB", None), ("NVIDIA H100 NVL", None),  # cards
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+])
+def test_a_gpus_peak_is_found_by_its_name(name, peak):
+    assert dense_peak(name) == peak
 
 
 def test_the_head_counts_as_operations_and_injection_as_a_forward(problem):
