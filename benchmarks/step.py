@@ -37,11 +37,21 @@ from torch import Tensor
 
 from benchmarks.loader import write_pictures
 from benchmarks.measure import high_water, in_fresh_process, matmul_tflops, memory_now, restart_high_water, time_steps
-from benchmarks.step_contestants import KINDS, OURS, Contestant, Problem, Variant, build, settings
+from benchmarks.step_contestants import (
+    KINDS,
+    OURS,
+    Contestant,
+    Problem,
+    Variant,
+    build,
+    require_no_options,
+    settings,
+)
 from benchmarks.step_figures import add_figures, dense_peak
 from benchmarks.step_report import markdown, plot
 from recognition.assembly import choose_precision
 from recognition.backbones import BACKBONES
+from recognition.backbones.work import multiply_accumulates
 from recognition.cpus import available_cpus
 from recognition.data.dataset import open_dataset
 from recognition.errors import SettingsError, run_command
@@ -90,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
                               options.precision, str(folder), options.data == "device", options.workers,
                               options.threads, tuple(options.overrides), options.all_fresh)
             rows = measure(problem, list(variants(case, options)), options)
-        add_figures(rows, settings(problem, Variant(OURS)), peak)
+        add_figures(rows, peak)
         result["rows"] += rows
         if options.json:  # as far as it is, should a later case fail
             options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +134,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "lies on the device; or a RecordIO set (default synthetic)")
     add("--precision", default="auto", choices=["auto", "bf16", "fp16", "fp32"], help="default auto, as in training")
     add("--set", "--speed", dest="overrides", nargs="+", action="extend", default=[], metavar="a.b=VALUE",
-        help="settings of all contestants")
+        help="settings of all contestants, but those that an option here chooses")
     add("--each", nargs="+", default=[], metavar="a.b=VALUE", help="for each of these another contestant: ours with it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     add("--threads", type=int, help="torch's threads on a CPU (default: all cores)")
@@ -137,6 +147,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, what in (("json", "the result"), ("markdown", "the tables"), ("plot", "a picture (png, svg, …)")):
         add(f"--{name}", type=Path, help=f"write {what} to this file")
     options = parser.parse_args(arguments)
+    require_no_options((*options.overrides, *options.each))
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device cuda: torch sees no GPU here")
     if options.data not in MADE and options.classes:
@@ -220,10 +231,13 @@ def row(
 ) -> dict[str, Any]:
     """What was measured of a contestant, the parts in the middle round. rounds: seconds of a step and of its parts."""
     keep = ("backbone", "batch", "classes", "sample_rate", "margin", "precision")
-    asked = dataclasses.asdict(problem)
+    asked, config = dataclasses.asdict(problem), settings(problem, variant)
     found: dict[str, Any] = {name: asked[name] for name in keep}
     found |= {"data": "device" if problem.resident else "loader", "name": variant.name, "kind": variant.kind,
-              "inject": variant.inject, "overrides": [*problem.overrides, *variant.overrides]}
+              "inject": variant.inject, "overrides": [*problem.overrides, *variant.overrides],
+              "embedding_size": config.backbone.embedding_size,
+              "giga_macs": multiply_accumulates(config.backbone) / 1e9,
+              "momentum_forward": config.head.inject.needs_momentum}
     found["rounds_ms"] = [seconds["step"] * 1e3 for seconds in rounds]
     found["rounds_cpu_ms"] = [seconds["cpu"] * 1e3 for seconds in rounds]
     middle = sorted(rounds, key=lambda seconds: seconds["step"])[len(rounds) // 2] if rounds else {}

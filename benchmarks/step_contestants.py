@@ -27,6 +27,7 @@ from recognition.backbones import build as build_backbone
 from recognition.config import Config, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
+from recognition.errors import SettingsError
 from recognition.heads.sharded import HeadStep, ShardedHead
 from recognition.memory import INJECTIONS
 from recognition.speed import Garbage
@@ -37,6 +38,12 @@ FOREVER = 1 << 40
 CONFIG = Path(__file__).with_name("step_config.py")
 ALONE, USUAL, OURS = "backbone alone", "baseline", "ours"
 KINDS = (ALONE, USUAL, OURS)
+OPTIONS = {
+    "batch_size": "--batch", "backbone.name": "--backbone", "precision": "--precision", "head.margin": "--margin",
+    "head.sample_rate": "--sample-rate", "head.inject": "--inject and --injection", "data.root": "--data",
+    "data.threads": "--workers",
+}
+"""Settings that have an option of benchmarks/step.py: rows, floors, peaks and the baseline go by it."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,18 @@ class NoHead(ShardedHead):
         return {}
 
 
+def require_no_options(overrides: Iterable[str]) -> None:
+    """Raise SettingsError where an override, a.b=value, is of a setting that has an option of its own."""
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if name in OPTIONS:
+            raise SettingsError(f"{override}: {name} has an option of its own, which rows and floors go by: use "
+                                f"{OPTIONS[name]}")
+
+
 def settings(problem: Problem, variant: Variant) -> Config:
     """The settings of a variant. Raises SettingsError as a run does."""
+    require_no_options((*problem.overrides, *variant.overrides))
     chosen = [
         f"data.root={problem.data}", f"data.threads={problem.workers}", f"backbone.name={problem.backbone}",
         f"batch_size={problem.batch}", f"head.margin={problem.margin}", f"head.sample_rate={problem.sample_rate}",

@@ -4,6 +4,8 @@
                           head: 6 · k · d, k the classes used: cosines, and two products backward
     floor                 the time that these take at the device's matrix products a second
 
+What is computed a second time to save memory (backbone.checkpointing, micro_batches) counts once: it is the step's, not
+the floor's.
 Proven by tests/benchmarks/test_step.py.
 """
 
@@ -12,9 +14,6 @@ import statistics
 from typing import Any
 
 from benchmarks.step_contestants import ALONE, OURS, USUAL
-from recognition.backbones.work import multiply_accumulates
-from recognition.config import Config
-from recognition.memory import INJECTIONS
 
 PEAKS = {"H200": 790, "H100": 989, "A100": 312, "L40S": 362, "V100": 125}
 """Dense bf16 or fp16 products with float32 sums, 10¹² operations a second: of the H200 as measured with large products,
@@ -29,13 +28,12 @@ def dense_peak(device: str) -> float | None:
     return None if words & set(OTHER_FORMS) else next((float(p) for name, p in PEAKS.items() if name in words), None)
 
 
-def add_figures(rows: list[dict[str, Any]], config: Config, peak: float) -> None:
+def add_figures(rows: list[dict[str, Any]], peak: float) -> None:
     """Complete the rows of one case. peak: 10¹² operations a second."""
-    macs, size = multiply_accumulates(config.backbone), config.backbone.embedding_size
     for row in rows:
-        momentum = INJECTIONS[row["inject"]]().needs_momentum
-        head = 0 if row["kind"] == ALONE else 6 * max(1, int(row["sample_rate"] * row["classes"])) * size
-        row["giga_macs"], row["giga_flops_per_image"] = macs / 1e9, ((8 if momentum else 6) * macs + head) / 1e9
+        used = 0 if row["kind"] == ALONE else max(1, int(row["sample_rate"] * row["classes"]))
+        backbone = (8 if row["momentum_forward"] else 6) * row["giga_macs"]
+        row["giga_flops_per_image"] = backbone + 6 * used * row["embedding_size"] / 1e9
         row["floor_images_per_second"] = peak * 1e3 / row["giga_flops_per_image"]
         row["milliseconds"] = median(row["rounds_ms"])
         row["images_per_second"] = row["milliseconds"] and row["batch"] / row["milliseconds"] * 1e3

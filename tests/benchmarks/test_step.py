@@ -100,7 +100,7 @@ def test_rows_have_every_field_and_add_up(problem, tmp_path):
     times = step.time_variants(problem, variants, rounds=2, seconds=0.0)
     rows = [step.row(problem, variant, rounds, (3 << 20, 1 << 20))
             for variant, rounds in zip(variants, times, strict=True)]
-    add_figures(rows, settings(problem, Variant(OURS)), peak=1.0)
+    add_figures(rows, peak=1.0)
     for row in rows:
         parts = row["breakdown_ms"]
         assert set(parts) - {"data wait", "other"} <= set(PHASES)
@@ -138,7 +138,7 @@ def test_a_gpus_peak_is_found_by_its_name(name, peak):
 def test_the_head_counts_as_operations_and_injection_as_a_forward(problem):
     rows = [step.row(problem, variant, [], (None, None))
             for variant in (Variant(ALONE), Variant(OURS), Variant(OURS, "vpl"), Variant(OURS, "qaface"))]
-    add_figures(rows, settings(problem, Variant(OURS)), peak=2.0)
+    add_figures(rows, peak=2.0)
     alone, ours, vpl, qaface = (row["giga_flops_per_image"] for row in rows)
     assert alone == pytest.approx(6 * rows[0]["giga_macs"])
     assert ours - alone == pytest.approx(6 * 12 * 256 / 1e9)
@@ -149,6 +149,43 @@ def test_the_head_counts_as_operations_and_injection_as_a_forward(problem):
     assert "no room" in step_report.steps_table(rows)[2]
 
 
+def test_a_floor_is_of_the_settings_that_are_measured(problem):
+    """Of --each too: another embedding size has other operations, and injection without a momentum backbone fewer."""
+    online = ("head.inject.source=online", "head.inject.norm_source=online")
+    short = Variant(OURS, overrides=("backbone.embedding_size=64",))
+    variants = (Variant(OURS), short, Variant(OURS, "qaface", online))
+    rows = [step.row(problem, variant, [], (None, None)) for variant in variants]
+    add_figures(rows, peak=1.0)
+    plain, short_row, online_row = rows
+    assert (plain["embedding_size"], short_row["embedding_size"]) == (256, 64)
+    assert short_row["giga_macs"] < plain["giga_macs"]
+    assert short_row["giga_flops_per_image"] == pytest.approx(6 * short_row["giga_macs"] + 6 * 12 * 64 / 1e9)
+    assert online_row["giga_flops_per_image"] == plain["giga_flops_per_image"]
+
+
+@pytest.mark.parametrize("override", [
+    "batch_size=64", "backbone.name=tiny", "precision=bf16", "head.margin=cosface", "head.sample_rate=0.1",
+    "head.inject=vpl", "data.root=folder", " data.threads=3",
+])
+@pytest.mark.parametrize("option", ["--set", "--each"])
+def test_what_has_an_option_is_refused_elsewhere(problem, option, override):
+    """The row would say what the option says, and the floor and the baseline go by it."""
+    name = override.strip().partition("=")[0]
+    said = f"{name} has an option of its own.*use {step_contestants.OPTIONS[name]}"
+    with pytest.raises(SettingsError, match=said):
+        step.parse([option, "micro_batches=2", override])
+    with pytest.raises(SettingsError, match=said):
+        settings(problem, Variant(OURS, overrides=(override,)))
+
+
+def test_all_other_settings_may_be_given(problem):
+    each = ("micro_batches=2", "speed.fold=on", "head.inject.strength=0.5", "head.margin.m=0.4",
+            "optimizer.implementation=foreach", "backbone.embedding_size=64")
+    assert step.parse(["--set", *each]).overrides == list(each)
+    found = settings(problem, Variant(OURS, "qaface", each))
+    assert (found.micro_batches, found.backbone.embedding_size, found.head.inject.strength) == (2, 64, 0.5)
+
+
 def test_presets_and_options():
     options = step.parse(["--preset", "gpu", "--batch", "64"])
     cases = list(step.cases(options))
@@ -156,13 +193,13 @@ def test_presets_and_options():
     assert {(case.backbone, case.classes) for case in cases if case.inject == "both"} >= {
         (name, step_report.TARGET_CLASSES) for name, _ in step_report.TARGETS}
     options = step.parse(["--preset", "cpu", "--backbone", "iresnet18", "--classes", "10000", "--each",
-                          "precision=bf16"])
-    assert [case[2:] for case in step.cases(options)] == [(10_000, "both", ("speed.compile=blocks", "precision=bf16"))]
+                          "micro_batches=2"])
+    assert [case[2:] for case in step.cases(options)] == [(10_000, "both", ("speed.compile=blocks", "micro_batches=2"))]
     options = step.parse(["--backbone", "tiny", "--classes", "10", "20", "--inject", "both", "--injection", "vpl",
-                          "--each", "precision=bf16", "--kinds", "ours"])
+                          "--each", "micro_batches=2", "--kinds", "ours"])
     assert [case.classes for case in step.cases(options)] == [10, 20]
     names = [variant.name for variant in step.variants(next(iter(step.cases(options))), options)]
-    assert names == ["ours", "ours, precision=bf16", "ours, vpl", "ours, vpl, precision=bf16"]
+    assert names == ["ours", "ours, micro_batches=2", "ours, vpl", "ours, vpl, micro_batches=2"]
     with pytest.raises(SettingsError, match="its own classes"):
         step.parse(["--data", "folder", "--classes", "10"])
 
