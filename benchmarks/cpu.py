@@ -3,6 +3,7 @@
 Each variant is a run as the launcher would start it, with real loaders: its own processes, started with its own
 environment, take some steps to warm up and then the steps that count. The variants take turns, round by round, so that
 a busy machine slows all of them; the ratios are medians over the rounds of a round's own ratios to the first variant.
+Nothing is compiled but in the variant that is named for it: `speed.compile=auto` would go by the length of a run.
 
     ratio        images a second over those of the first variant: above 1 is faster
     CPU ratio    CPU seconds of all ranks and threads over the first's: below 1 takes less work
@@ -48,6 +49,8 @@ from recognition.train import train_step
 CONFIG = Path(__file__).with_name("step_config.py")
 WARM_UP = 4
 RATE = 1e-6
+COMMON = ("epochs=1000", "speed.compile=off")
+"""Settings that all variants start from: no run ends while it is measured, and none is compiled unasked."""
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -116,7 +119,7 @@ def variants(cpus: int) -> list[Variant]:
 
 def measure(backbone: str, root: str, chosen: Sequence[Variant], options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant: medians over the rounds."""
-    settings = [f"data.root={root}", f"backbone.name={backbone}", f"batch_size={options.batch}", "epochs=1000"]
+    settings = [f"data.root={root}", f"backbone.name={backbone}", f"batch_size={options.batch}", *COMMON]
     rounds: list[list[dict[str, float]]] = []
     with tqdm(total=options.rounds * len(chosen), desc=backbone, unit="run", disable=None, leave=False) as bar:
         for _ in range(options.rounds):

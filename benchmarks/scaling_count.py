@@ -134,7 +134,7 @@ def build_run(ranks: Ranks, root: Path, step: Step, backbone: str, overrides: tu
     """A run as training builds it, with quickly made centres. step.memory: QAFace, fresh from the first write on."""
     chosen = [f"data.root={root}", "data.reader=fallback", "data.threads=1", f"batch_size={step.batch}",
               f"backbone.name={backbone}", f"backbone.embedding_size={step.size}", f"head.sample_rate={step.rate}",
-              "epochs=1000", f"head.inject={'qaface' if step.memory else 'none'}"]
+              "epochs=1000", "speed.compile=off", f"head.inject={'qaface' if step.memory else 'none'}"]
     chosen += ["head.inject.start_epoch=0"] if step.memory else []
     with quick_centers():
         return assemble(load(CONFIG, [*chosen, *overrides]), ranks)

@@ -40,6 +40,7 @@ from benchmarks.measure import high_water, in_fresh_process, matmul_tflops, memo
 from benchmarks.step_contestants import (
     KINDS,
     OURS,
+    USUAL,
     Contestant,
     Problem,
     Variant,
@@ -236,6 +237,7 @@ def row(
     found |= {"data": "device" if problem.resident else "loader", "name": variant.name, "kind": variant.kind,
               "inject": variant.inject, "overrides": [*problem.overrides, *variant.overrides],
               "embedding_size": config.backbone.embedding_size,
+              "compile": "off" if variant.kind == USUAL else config.speed.compile,
               "giga_macs": multiply_accumulates(config.backbone) / 1e9,
               "momentum_forward": config.head.inject.needs_momentum}
     found["rounds_ms"] = [seconds["step"] * 1e3 for seconds in rounds]

@@ -129,13 +129,15 @@ def require_no_options(overrides: Iterable[str]) -> None:
 
 
 def settings(problem: Problem, variant: Variant) -> Config:
-    """The settings of a variant. Raises SettingsError as a run does."""
+    """The settings of a variant, on a CPU without torch.compile. Raises SettingsError as a run does."""
     require_no_options((*problem.overrides, *variant.overrides))
     chosen = [
         f"data.root={problem.data}", f"data.threads={problem.workers}", f"backbone.name={problem.backbone}",
         f"batch_size={problem.batch}", f"head.margin={problem.margin}", f"head.sample_rate={problem.sample_rate}",
         f"precision={problem.precision}", f"head.inject={variant.inject}",
     ]
+    if problem.device == "cpu":  # auto goes by the length of a run, and this one has none
+        chosen += ["speed.compile=off"]
     if variant.inject != "none":
         chosen += ["head.inject.start_epoch=0", f"head.inject.max_age={FOREVER}"]
     return load(CONFIG, [*chosen, *problem.overrides, *variant.overrides])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import cpu
+from recognition.config import load
 from recognition.errors import SettingsError
 
 
@@ -16,6 +17,14 @@ def test_one_thing_changes_at_a_time():
         assert sum(differs) == 1, other
     assert len({variant.name for variant in cpu.variants(16)}) == len(cpu.variants(16))
     assert all(variant.ranks * variant.threads <= 16 for variant in cpu.variants(16))
+
+
+def test_only_the_variant_that_says_so_is_compiled():
+    """Auto may compile a run as long as these, and the first variant is what compiling is compared with."""
+    found = {variant.name: load(cpu.CONFIG, ["data.root=x", *cpu.COMMON, *variant.overrides]).speed.compile
+             for variant in cpu.variants(2)}
+    assert found.pop("compiled blocks") == "blocks"
+    assert set(found.values()) == {"off"}
 
 
 def test_unknown_variants_are_named():

@@ -113,6 +113,12 @@ def test_rows_used_are_the_head_s(tmp_path):
         assert head.rows(torch.zeros(batch, dtype=torch.int64), 0).count == step.used
 
 
+def test_runs_that_are_counted_are_not_compiled(tmp_path):
+    """A thousand epochs would be long enough for speed.compile=auto."""
+    root = scaling_count.write_set(tmp_path / "set", CLASSES)
+    assert scaling_count.build_run(Ranks(), root, _step(1, 1.0, False), "tiny").config.speed.compile == "off"
+
+
 def test_bytes_around_a_ring():
     assert Collective("gather_rows_later", 1, 800).moved(8) == 700
     assert Collective("sum of gradients", 1, 800).moved(8) == 1400

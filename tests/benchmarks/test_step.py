@@ -1,5 +1,6 @@
 """The step's benchmark: an opponent that trains the same, figures that add up, a result with every field."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_all_other_settings_may_be_given(problem):
     assert step.parse(["--set", *each]).overrides == list(each)
     found = settings(problem, Variant(OURS, "qaface", each))
     assert (found.micro_batches, found.backbone.embedding_size, found.head.inject.strength) == (2, 64, 0.5)
+
+
+def test_nothing_is_compiled_on_a_cpu_but_where_it_is_asked_for(problem):
+    """Auto goes by the length of a run; a GPU's row is what a run there does."""
+    blocks = Variant(OURS, overrides=("speed.compile=blocks",))
+    assert [settings(problem, variant).speed.compile for variant in (Variant(OURS), blocks)] == ["off", "blocks"]
+    asked = dataclasses.replace(problem, overrides=("speed.compile=whole",))
+    assert settings(asked, Variant(OURS)).speed.compile == "whole"
+    assert settings(dataclasses.replace(problem, device="cuda"), Variant(OURS)).speed.compile == "auto"
+    rows = [step.row(problem, each, [], (None, None)) for each in (blocks, dataclasses.replace(blocks, kind=USUAL))]
+    assert [row["compile"] for row in rows] == ["blocks", "off"]
 
 
 def test_presets_and_options():
