@@ -2,9 +2,9 @@
 
 Contestants of a case (backbone, batch, classes): `ours` without and with injection, the `baseline`
 (benchmarks/baseline/step.py), and the `backbone alone`, ours without head and data. They take turns in one process, so
-that a busy machine slows all of them; medians over the rounds are printed, and medians of the rounds' ratios. Peaks:
-each variant by itself, what it took from before it was built to the middle of a step, in a fresh process on the CPU.
-The floor is the operations of backbone and head over the device's matrix products a second.
+that a busy machine slows all of them (benchmarks/step_rounds.py); medians over the rounds are printed, and medians of
+the rounds' ratios. Peaks: each variant by itself, what it took from before it was built to the middle of a step, in a
+fresh process on the CPU. The floor is the operations of backbone and head over the device's matrix products a second.
 
     python benchmarks/step.py --preset cpu --json build/step.json        # two backbones, 10k and 1M classes
     python benchmarks/step.py --preset gpu --json build/step.json --plot build/step.png
@@ -19,7 +19,6 @@ import dataclasses
 import gc
 import itertools
 import json
-import math
 import shlex
 import sys
 import tempfile
@@ -33,23 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.loader import write_pictures
-from benchmarks.measure import high_water, in_fresh_process, matmul_tflops, memory_now, restart_high_water, time_steps
-from benchmarks.step_contestants import (
-    KINDS,
-    OURS,
-    USUAL,
-    Contestant,
-    Problem,
-    Variant,
-    build,
-    require_no_options,
-    settings,
-)
+from benchmarks.measure import high_water, in_fresh_process, matmul_tflops, memory_now, restart_high_water
+from benchmarks.step_contestants import KINDS, OURS, USUAL, Problem, Variant, build, require_no_options, settings
 from benchmarks.step_figures import add_figures, dense_peak
 from benchmarks.step_report import markdown, plot
+from benchmarks.step_rounds import time_variants
 from recognition.assembly import choose_precision
 from recognition.backbones import BACKBONES
 from recognition.backbones.work import multiply_accumulates
@@ -62,8 +51,6 @@ from recognition.memory import INJECTIONS
 MIB = 1 << 20
 MADE = ("synthetic", "device")
 LARGEST_LABEL = 1 << 24  # what a record's float32 label holds exactly
-WARM_UP = {"cpu": 2, "cuda": 12}
-"""Steps before the first round: of a GPU some more, on which kernels are chosen, compiled and recorded."""
 
 
 class Case(NamedTuple):
@@ -246,37 +233,6 @@ def row(
     found["breakdown_ms"] = {part: value * 1e3 for part, value in middle.items() if part not in ("step", "cpu")}
     found["peak_mib"], found["state_mib"] = (value and value / MIB for value in peak)
     return found
-
-
-def time_variants(
-    problem: Problem, contestants: list[Variant], rounds: int, seconds: float
-) -> list[list[dict[str, float]]]:
-    """Seconds of a step, of CPU time and of its parts, of each variant in each round; none where memory did not do."""
-    shared: dict[str, Tensor] = {}
-    ready: list[tuple[Contestant, int] | None] = []
-    for variant in contestants:
-        try:
-            contestant = build(problem, variant, shared)
-            time_steps(contestant.step, WARM_UP[problem.device], problem.device)
-            once = time_steps(contestant.step, 1, problem.device)[0]
-            ready.append((contestant, max(1, math.ceil(seconds / once))))
-        except torch.OutOfMemoryError:
-            ready.append(None)
-    found: list[list[dict[str, float]]] = [[] for _ in ready]
-    for _ in range(rounds):
-        for each, times in zip(ready, found, strict=True):
-            if each is not None:
-                times.append(time_round(*each, problem.device))
-    return found
-
-
-def time_round(contestant: Contestant, count: int, device: str) -> dict[str, float]:
-    """Seconds of a step, CPU seconds and seconds of its parts, means over `count` steps; "other" is what no part is."""
-    contestant.clock.seconds()
-    with contestant.around():
-        wall, cpu = time_steps(contestant.step, count, device)
-    parts = {name: value / count for name, value in contestant.clock.seconds().items()}
-    return {"step": wall, "cpu": cpu, **parts, "other": max(0.0, wall - sum(parts.values()))}
 
 
 def peak_bytes(problem: Problem, contestants: list[Variant], steps: int = 3) -> list[tuple[int | None, int | None]]:

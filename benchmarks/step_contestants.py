@@ -97,6 +97,24 @@ class Contestant:
     around: Callable[[], AbstractContextManager] = nullcontext
 
 
+class Supply:
+    """A loader's batches, endlessly; it begins when the first is asked for.
+
+    begin: its batches.
+    resident: the first batch, again and again; the loader rests.
+    """
+
+    def __init__(self, begin: Callable[[], Iterator[Any]], resident: bool) -> None:
+        self.begin, self.resident = begin, resident
+        self._batches: Iterator[Any] | None = None
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            batches = self.begin()
+            self._batches = itertools.repeat(next(batches)) if self.resident else batches
+        return next(self._batches)
+
+
 class NoHead(ShardedHead):
     """In the head's place: a gradient that costs nothing."""
 
@@ -173,11 +191,10 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
             written = fresh_share(problem.batch, problem.classes, INJECTIONS[variant.inject]().max_age)
             age(run.head.memory.stamp, written)
     clock = run.phases = PhaseClock(problem.device)
-    batches: Iterator[Any] = iter(run.loader.batches(0, FOREVER))
-    if alone or problem.resident:
-        batches = itertools.repeat(next(batches))
+    batches = Supply(lambda: run.loader.batches(0, FOREVER), alone or problem.resident)
 
     def step() -> None:
+        torch.backends.cudnn.benchmark = config.speed.tune  # else that of whoever was built last
         with clock("data wait"):
             batch = next(batches)
         figures = train_step(run, batch, RATE)
@@ -213,11 +230,13 @@ def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Cont
         product_dtype=choose_precision(config.precision, device),
     )
     clock = trained.phases = PhaseClock(problem.device)
-    images, _ = usual_batches(dataset.paths[0], problem.batch, problem.workers, "opencv",
-                              dataset.offsets_in_all_files().tolist(), pinned=problem.device == "cuda")
-    batches: Iterator[Any] = prefetched(images, device)
-    if problem.resident:
-        batches = itertools.repeat(next(batches))
+
+    def begin() -> Iterator[Any]:
+        images, _ = usual_batches(dataset.paths[0], problem.batch, problem.workers, "opencv",
+                                  dataset.offsets_in_all_files().tolist(), pinned=problem.device == "cuda")
+        return prefetched(images, device)
+
+    batches = Supply(begin, problem.resident)
 
     def step() -> None:
         with clock("data wait"):
@@ -226,7 +245,8 @@ def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Cont
 
     network = network_tensors(trained.backbone)
     moments = [torch.empty_like(p, device="meta") for p in trained.backbone.parameters()]
-    return Contestant(step, clock, in_bytes([*network, *moments, shared["weight"], shared["velocity"]]))
+    state = in_bytes([*network, *moments, shared["weight"], shared["velocity"]])
+    return Contestant(step, clock, state)
 
 
 def device_of(problem: Problem) -> torch.device:
