@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baseline.loader import PREFETCH_FACTOR
 from benchmarks.baseline.loader import batches as usual_batches
 from benchmarks.baseline.step import UsualStep, prefetched
 from benchmarks.head import quick_centers, random_centers, share
@@ -35,6 +36,7 @@ from recognition.train import train_step
 
 RATE = 1e-6  # learning rate: the networks stay what they are, however long it runs
 FOREVER = 1 << 40
+AHEAD = 2  # batches that our loaders have in work at most when none was asked for: the fallback's, and DALI's queue
 CONFIG = Path(__file__).with_name("step_config.py")
 ALONE, USUAL, OURS = "backbone alone", "baseline", "ours"
 KINDS = (ALONE, USUAL, OURS)
@@ -88,24 +90,25 @@ class Variant:
 class Contestant:
     """A variant ready to run. step: one whole step, its wait for data included.  state: bytes that it keeps.
 
-    around: a context for some steps in a row, as training has it.
+    drain: throws away what its loader has ready.  around: a context for some steps in a row, as training has it.
     """
 
     step: Callable[[], object]
     clock: PhaseClock
     state: int
+    drain: Callable[[], object] = lambda: None
     around: Callable[[], AbstractContextManager] = nullcontext
 
 
 class Supply:
     """A loader's batches, endlessly; it begins when the first is asked for.
 
-    begin: its batches.
+    begin: its batches.  ahead: how many it may have ready, or in work, before they are asked for.
     resident: the first batch, again and again; the loader rests.
     """
 
-    def __init__(self, begin: Callable[[], Iterator[Any]], resident: bool) -> None:
-        self.begin, self.resident = begin, resident
+    def __init__(self, begin: Callable[[], Iterator[Any]], ahead: int, resident: bool) -> None:
+        self.begin, self.ahead, self.resident = begin, ahead, resident
         self._batches: Iterator[Any] | None = None
 
     def __next__(self) -> Any:
@@ -113,6 +116,11 @@ class Supply:
             batches = self.begin()
             self._batches = itertools.repeat(next(batches)) if self.resident else batches
         return next(self._batches)
+
+    def drain(self) -> None:
+        """Take, and use for nothing, as many batches as may be ready: the next one has to be waited for."""
+        for _ in range(0 if self.resident else self.ahead):
+            next(self)
 
 
 class NoHead(ShardedHead):
@@ -191,7 +199,7 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
             written = fresh_share(problem.batch, problem.classes, INJECTIONS[variant.inject]().max_age)
             age(run.head.memory.stamp, written)
     clock = run.phases = PhaseClock(problem.device)
-    batches = Supply(lambda: run.loader.batches(0, FOREVER), alone or problem.resident)
+    batches = Supply(lambda: run.loader.batches(0, FOREVER), AHEAD, alone or problem.resident)
 
     def step() -> None:
         torch.backends.cudnn.benchmark = config.speed.tune  # else that of whoever was built last
@@ -203,7 +211,7 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
     networks = [run.backbone] + ([run.momentum.module] if run.momentum else [])
     kept = [*run.head.state().values(), *run.optimizer.state().values()]
     state = in_bytes(kept) + sum(in_bytes(network_tensors(network)) for network in networks)
-    return Contestant(step, clock, state, lambda: Garbage(config.speed.hold_garbage))
+    return Contestant(step, clock, state, batches.drain, lambda: Garbage(config.speed.hold_garbage))
 
 
 def fresh_share(batch: int, classes: int, max_age: int) -> float:
@@ -236,7 +244,8 @@ def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Cont
                                   dataset.offsets_in_all_files().tolist(), pinned=problem.device == "cuda")
         return prefetched(images, device)
 
-    batches = Supply(begin, problem.resident)
+    ahead = PREFETCH_FACTOR * problem.workers + (problem.device == "cuda")  # and the one that `prefetched` has copied
+    batches = Supply(begin, ahead, problem.resident)
 
     def step() -> None:
         with clock("data wait"):
@@ -246,7 +255,7 @@ def usual(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Cont
     network = network_tensors(trained.backbone)
     moments = [torch.empty_like(p, device="meta") for p in trained.backbone.parameters()]
     state = in_bytes([*network, *moments, shared["weight"], shared["velocity"]])
-    return Contestant(step, clock, state)
+    return Contestant(step, clock, state, batches.drain)
 
 
 def device_of(problem: Problem) -> torch.device:

@@ -1,7 +1,9 @@
 """The turns that the contestants of benchmarks/step.py take: who is built when, warms up, and is timed.
 
-All are built before any loader begins, since a CUDA graph cannot be captured while another thread uses the GPU. Who does
-not fit into a GPU's memory, in whatever turn, has no times, and leaves its room to the others.
+All are built before any loader begins, since a CUDA graph cannot be captured while another thread uses the GPU. The
+clock of a round starts on a drained loader: what it made while others had their turns is thrown away, or short rounds
+would not wait for data. Who does not fit into a GPU's memory, in whatever turn, has no times, and leaves its room to
+the others.
 Proven by tests/benchmarks/test_step_rounds.py.
 """
 
@@ -73,6 +75,7 @@ def time_round(contestant: Contestant, count: int, device: str) -> dict[str, flo
     """Seconds of a step, CPU seconds and seconds of its parts, means over `count` steps; "other" is what no part is."""
     contestant.clock.seconds()
     with contestant.around():
+        contestant.drain()
         wall, cpu = time_steps(contestant.step, count, device)
     parts = {name: value / count for name, value in contestant.clock.seconds().items()}
     return {"step": wall, "cpu": cpu, **parts, "other": max(0.0, wall - sum(parts.values()))}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+PREFETCH_FACTOR = 2  # batches a worker that are ready or in work; DataLoader's default
 _FRAME, _HEADER = 8, struct.Struct("<IfQQ")
 
 
@@ -73,6 +74,7 @@ def batches(
     loader = DataLoader(
         dataset, batch, sampler=RandomSampler(dataset, replacement=True, num_samples=1 << 40), num_workers=workers,
         multiprocessing_context="spawn" if workers else None, drop_last=True, pin_memory=pinned,
+        prefetch_factor=PREFETCH_FACTOR if workers else None,
     )
     iterator = iter(loader)
     return iterator, [worker.pid for worker in getattr(iterator, "_workers", [])]

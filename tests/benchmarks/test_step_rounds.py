@@ -1,9 +1,11 @@
-"""The turns of the step's contestants: built before any loader begins, dropped without room."""
+"""The turns of the step's contestants: built before any loader begins, timed on drained ones, dropped without room."""
 
 import dataclasses
 import itertools
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ import torch
 from benchmarks import step_contestants, step_rounds
 from benchmarks.measure import PhaseClock
 from benchmarks.step_contestants import ALONE, OURS, USUAL, Contestant, Problem, Supply, Variant
+from recognition.assembly import assemble
 from recognition.data.fallback import FallbackLoader
+from recognition.data.loader import make_loader
+from recognition.data.plan import Plan
+from recognition.distributed import Ranks
 
 
 @pytest.fixture
@@ -22,12 +28,55 @@ def problem(small_set: Path) -> Problem:
                    overrides=("backbone.embedding_size=64", "data.reader=fallback"))
 
 
+def test_the_clock_starts_on_a_drained_loader(monkeypatch):
+    """Two batches are ready when a round begins: neither is taken while the clock runs."""
+    events: list[Any] = []
+    taking = iter(range(100))
+    supply = Supply(lambda: (events.append(number) or number for number in taking), ahead=2, resident=False)
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        events.append("around")
+        yield
+
+    def timed(step: Callable[[], object], count: int, device: str) -> tuple[float, float]:
+        events.append("clock")
+        for _ in range(count):
+            step()
+        return 1.0, 1.0
+
+    contestant = Contestant(lambda: next(supply), PhaseClock("cpu"), 0, supply.drain, around)
+    contestant.step()
+    monkeypatch.setattr(step_rounds, "time_steps", timed)
+    for _ in range(2):
+        step_rounds.time_round(contestant, 2, "cpu")
+    assert events == [0, "around", 1, 2, "clock", 3, 4, "around", 5, 6, "clock", 7, 8]
+
+
 def test_a_resident_batch_is_taken_once():
     begun = itertools.count()
-    supply = Supply(lambda: iter(lambda: next(begun), None), resident=True)
+    supply = Supply(lambda: iter(lambda: next(begun), None), ahead=2, resident=True)
     assert next(begun) == 0
     assert [next(supply), next(supply)] == [1, 1]
+    supply.drain()
     assert next(begun) == 2
+
+
+@pytest.mark.parametrize("kind", ["fallback", "dali"])
+def test_our_loaders_have_no_more_ready_than_is_drained(problem, monkeypatch, kind):
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    planned, plan_batch = [], Plan.batch
+    monkeypatch.setattr(Plan, "batch", lambda plan, number: planned.append(number) or plan_batch(plan, number))
+    run = assemble(step_contestants.settings(problem, Variant(OURS)), Ranks())
+    batches = make_loader(kind, run.dataset, run.plan, run.ranks.device, 1).batches(0, 100)
+    ahead = []
+    for taken in range(1, 4):
+        next(batches)
+        time.sleep(0.2)
+        ahead.append(len(planned) - taken)
+    batches.close()
+    assert 0 < max(ahead) <= step_contestants.AHEAD
 
 
 @pytest.mark.parametrize("resident", [False, True])
