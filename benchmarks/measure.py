@@ -1,7 +1,9 @@
 """How benchmarks measure: a function in a fresh process, seconds a step and of its parts, largest memory in use.
 
-Convention: device is "cpu" or "cuda". Memory is what tensors take on a GPU and what is resident on the CPU. Linux
-counts a process's peak anew on request; elsewhere the peak is that since the process began.
+Convention: device is "cpu" or "cuda". Memory is what tensors take on a GPU and what is resident on the CPU. `reserved`:
+what torch's allocator holds on a GPU, which is more, but has the activations of CUDA graphs: they lie in a pool of the
+graph's own, whose tensors count as freed. Linux counts a process's peak anew on request; elsewhere the peak is that
+since the process began.
 Proven by tests/benchmarks/test_head_benchmark.py and test_step.py beside it.
 """
 
@@ -94,11 +96,11 @@ def matmul_tflops(device: str, dtype: torch.dtype, threads: int | None = None) -
     return 2 * size**3 / seconds / 1e12
 
 
-def memory_now(device: str) -> int:
+def memory_now(device: str, reserved: bool = False) -> int:
     """Bytes in use: of tensors on a GPU, resident of this process on the CPU."""
     if device == "cuda":
         torch.cuda.empty_cache()
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_reserved() if reserved else torch.cuda.memory_allocated()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
     if trim:
         trim(0)
@@ -108,14 +110,17 @@ def memory_now(device: str) -> int:
 def restart_high_water(device: str) -> None:
     """Let `high_water` count from here on."""
     if device == "cuda":
+        torch.cuda.empty_cache()  # what is only kept for later would count as reserved
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def high_water(device: str) -> int:
+def high_water(device: str, reserved: bool = False) -> int:
     """Largest number of bytes in use so far."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+    if device == "cuda":
+        return torch.cuda.max_memory_reserved() if reserved else torch.cuda.max_memory_allocated()
+    return status("VmHWM")
 
 
 def status(field: str) -> int:

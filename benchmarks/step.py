@@ -238,7 +238,7 @@ def row(
 def peak_bytes(problem: Problem, contestants: list[Variant], steps: int = 3) -> list[tuple[int | None, int | None]]:
     """Largest memory that each variant takes in a few steps, and what it keeps between them; None where it did not do.
 
-    Counted from before the variant was built.
+    Counted from before the variant was built; on a GPU tensors, or with CUDA graphs all that the allocator holds.
     """
     if problem.device == "cpu":  # a first run of something small loads the code that a step needs: nobody's peak
         with pictures("synthetic", 100, 16) as (folder, _):
@@ -249,8 +249,9 @@ def peak_bytes(problem: Problem, contestants: list[Variant], steps: int = 3) -> 
 
 def peak_of(problem: Problem, variant: Variant, steps: int) -> tuple[int | None, int | None]:
     """See `peak_bytes`."""
+    reserved = variant.kind != USUAL and settings(problem, variant).speed.graphs
     gc.collect()
-    before = memory_now(problem.device)
+    before = memory_now(problem.device, reserved)
     try:
         contestant = build(problem, variant)
         gc.collect()
@@ -259,7 +260,7 @@ def peak_of(problem: Problem, variant: Variant, steps: int) -> tuple[int | None,
             contestant.step()
     except torch.OutOfMemoryError:
         return None, None
-    return high_water(problem.device) - before, contestant.state
+    return high_water(problem.device, reserved) - before, contestant.state
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from benchmarks.baseline.loader import batches as usual_batches
 from benchmarks.baseline.step import UsualStep, prefetched
 from benchmarks.head import quick_centers, random_centers, share
 from benchmarks.measure import PhaseClock
-from recognition.assembly import assemble, choose_precision
+from recognition.assembly import Run, assemble, choose_precision
 from recognition.backbones import build as build_backbone
 from recognition.config import Config, load
 from recognition.data.dataset import open_dataset
@@ -208,10 +208,19 @@ def ours(problem: Problem, variant: Variant, shared: dict[str, Tensor]) -> Conte
         figures = train_step(run, batch, RATE)
         run.guard.post(run.step, figures.bad)
 
-    networks = [run.backbone] + ([run.momentum.module] if run.momentum else [])
-    kept = [*run.head.state().values(), *run.optimizer.state().values()]
-    state = in_bytes(kept) + sum(in_bytes(network_tensors(network)) for network in networks)
+    state = in_bytes(kept_tensors(run))
     return Contestant(step, clock, state, batches.drain, lambda: Garbage(config.speed.hold_garbage))
+
+
+def kept_tensors(run: Run) -> Iterator[Tensor]:
+    """What a run keeps between steps: centres, optimiser, memory, backbones, the momentum backbone's folded weights."""
+    yield from run.head.state().values()
+    yield from run.optimizer.state().values()
+    yield from network_tensors(run.backbone)
+    if run.momentum:
+        yield from network_tensors(run.momentum.module)
+        if run.momentum._folded:  # it runs, or a CUDA graph of it, and shares the other tensors with the module
+            yield from network_tensors(run.momentum._folded.module)
 
 
 def fresh_share(batch: int, classes: int, max_age: int) -> float:
@@ -269,5 +278,6 @@ def network_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def in_bytes(tensors: Iterable[Tensor]) -> int:
-    """How much tensors take together."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """How much tensors take together; one that comes several times counts once."""
+    every = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in every.values())

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from benchmarks import step, step_contestants, step_report
 from benchmarks.baseline.step import UsualStep
-from benchmarks.step_contestants import ALONE, OURS, USUAL, Problem, Variant, settings
+from benchmarks.measure import PhaseClock
+from benchmarks.step_contestants import ALONE, OURS, USUAL, Contestant, Problem, Variant, settings
 from benchmarks.step_figures import add_figures, dense_peak
 from recognition.assembly import Run, assemble
+from recognition.backbones import build
 from recognition.config import Config
 from recognition.data.batch import Batch, normalise
 from recognition.data.recordio import RecordReader
 from recognition.distributed import Ranks, gather_uneven_rows
 from recognition.errors import SettingsError
+from recognition.folding import pairs
 from recognition.phases import PHASES
 from recognition.train import train_step
 
@@ -196,6 +199,35 @@ def test_nothing_is_compiled_on_a_cpu_but_where_it_is_asked_for(problem):
     assert settings(dataclasses.replace(problem, device="cuda"), Variant(OURS)).speed.compile == "auto"
     rows = [step.row(problem, each, [], (None, None)) for each in (blocks, dataclasses.replace(blocks, kind=USUAL))]
     assert [row["compile"] for row in rows] == ["blocks", "off"]
+
+
+def test_the_state_has_the_folded_weights_too(problem):
+    """Once: the folded copy shares every other tensor with the momentum backbone."""
+    on, off = (step_contestants.build(problem, Variant(OURS, "qaface", (f"speed.fold={fold}",))).state
+               for fold in ("on", "off"))
+    backbone = build(settings(problem, Variant(OURS)).backbone)
+    sizes = [backbone.get_submodule(read).weight.numel() + backbone.get_submodule(norm).bias.numel()
+             for read, norm in pairs(backbone, torch.empty(2, 3, 112, 112, device="meta"))]
+    assert on - off == 4 * sum(sizes) > 0
+
+
+@pytest.mark.parametrize(("variant", "expected"), [
+    (Variant(OURS), 900 - 300), (Variant(OURS, overrides=("speed.graphs=true",)), 9000 - 3000),
+    (Variant(USUAL, overrides=("speed.graphs=true",)), 900 - 300),
+])
+def test_a_peak_with_graphs_is_what_the_allocator_holds(problem, monkeypatch, variant, expected):
+    """Their activations count as freed, so that tensors alone would leave them out."""
+    events: list[str] = []
+    for name, value in (("memory_allocated", 300), ("max_memory_allocated", 900), ("memory_reserved", 3000),
+                        ("max_memory_reserved", 9000), ("reset_peak_memory_stats", None), ("empty_cache", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name, value=value: events.append(name) or value)
+    contestant = Contestant(lambda: events.append("step"), PhaseClock("cpu"), 7)
+    monkeypatch.setattr(step, "build", lambda *_: events.append("built") or contestant)
+    on_gpu = dataclasses.replace(problem, device="cuda")
+    assert step.peak_of(on_gpu, variant, 2) == (expected, 7)
+    kind = "reserved" if expected > 900 else "allocated"
+    assert events == ["empty_cache", f"memory_{kind}", "built", "empty_cache", "reset_peak_memory_stats", "step",
+                      "step", f"max_memory_{kind}"]
 
 
 def test_presets_and_options():
