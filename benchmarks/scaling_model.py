@@ -4,14 +4,17 @@ Convention: b images a rank, B = R·b, d elements of an embedding, C classes, k 
 on a rank, P parameters of the backbone and S elements of its running statistics; bytes and seconds are of one rank and
 one step. `collectives` is exact. Seconds are floors of a device, of its products and its memory, over an efficiency:
 
-    backbone    (6·b·MAC, with a momentum forward 8·b·MAC) / products  +  5·2·b·E / memory
+    backbone    6·b·MAC / products  +  5·2·b·E / memory; a momentum forward is a third of both
     head        8·B·k·d / products  +  rows' bytes·k·d / memory        MAC: of one image; E: outputs of its
-    update      4·P·(6, with a momentum backbone 9) / memory           normalisations and activations
+    update      4·P·(9, with a momentum backbone 19) / memory          normalisations and activations
 
 5 passes over E in half precision account for what unfused normalisation adds to the convolutions of every IResNet, to
-3 %. A collective takes its bytes over the ring's bandwidth and a latency for every doubling of the ranks. Those of the
-head are waited for; the backbone's gradients, and with a momentum backbone the embeddings, travel beside computation,
-of which the backward, two thirds of the backbone's time, is counted.
+3 %. A forward in eval mode reads and writes a map once where it normalises or activates, 2 passes, or none where the
+norm is folded away, which makes 1.05 of an IResNet: a third of the training's 5 lies between the two. Passes of the
+update are those of recognition/optimizer.py and momentum.py on a GPU; casts of weights to half precision, and that
+autograd adds its gradients to zeros, are left out. A collective takes its bytes over the ring's bandwidth and a latency
+for every doubling of the ranks. Those of the head are waited for; the backbone's gradients, and with a momentum
+backbone the embeddings, travel beside computation, of which the backward, two thirds of the backbone's time, counts.
 Proven by tests/benchmarks/test_scaling.py, communication against counted steps on 2 and 4 ranks.
 """
 
@@ -21,6 +24,12 @@ from typing import Any
 
 GB = 1e9
 NORM_PASSES = 5
+UPDATE_PASSES = 1 + 2 + 5 + 1
+"""Over the parameters: the norm reads the gradient, clipping reads and writes it, SGD reads weight, gradient and
+momentum and writes weight and momentum, zeroing writes the gradient."""
+FOLLOW_PASSES = (3 + 2 + 3) + 2
+"""Of a momentum backbone besides: difference, its product with the rate, sum, each read and written anew; and then the
+folded weights are made of the followed ones."""
 TILES = 2 * (256 << 20)  # tiles and kept cosines on a GPU (recognition/heads/sharded.py)
 DRAWN_BYTES = 96  # of a drawn row: its number and the twelve int64 and float64 vectors that find it (heads/sampling.py)
 
@@ -134,12 +143,13 @@ def head_traffic(step: Step) -> float:
 def seconds(step: Step, backbone: Backbone, hardware: Hardware) -> dict[str, float]:
     """Modelled seconds of the parts of a step; what is exposed of the exchange is a part of its own."""
     images = step.batch / step.ranks
-    product = images * 2 * backbone.macs / hardware.flops
+    trained = images * (6 * backbone.macs / hardware.flops + NORM_PASSES * 2 * backbone.normalised / hardware.memory)
+    update = 4 * backbone.parameters * (UPDATE_PASSES + FOLLOW_PASSES * step.momentum)
     work = {
-        "backbone": 3 * product + images * NORM_PASSES * 2 * backbone.normalised / hardware.memory,
-        "momentum forward": product * step.momentum,
+        "backbone": trained,
+        "momentum forward": trained / 3 * step.momentum,
         "head": head_flops(step) / hardware.flops + head_traffic(step) / hardware.memory,
-        "update": 4 * backbone.parameters * (6 + 3 * step.momentum) / hardware.memory,
+        "update": update / hardware.memory,
     }
     work = {name: value / hardware.efficiency for name, value in work.items()}
     each = [(kind.waited, kind.moved(step.ranks) / hardware.ring(step.ranks)
@@ -155,14 +165,18 @@ def state_bytes(step: Step) -> int:
 
 
 def memory(step: Step, backbone: Backbone) -> dict[str, float]:
-    """Bytes on one GPU: what the classes keep, what a step of the head takes, the backbone's state and activations."""
+    """Bytes on one GPU: what the classes keep, what a step of the head takes, the backbone's state and activations.
+
+    A momentum backbone is there twice, the second time with its norms folded in. What it takes for a moment to follow,
+    a copy of the parameters, comes when the activations are gone.
+    """
     images = step.batch / step.ranks
     drawn = DRAWN_BYTES * step.used if step.used < step.shard else 0
     return {
         "classes": state_bytes(step),
         "head": TILES + drawn + 8 * 4 * step.batch * step.size,
-        "backbone": 4 * backbone.parameters * (3 + step.momentum) + 2 * backbone.parameters,  # and a half copy
-        "activations": images * backbone.kept,
+        "backbone": 4 * backbone.parameters * (3 + 2 * step.momentum) + 2 * backbone.parameters,  # and a half copy
+        "activations": max(images * backbone.kept, 4 * backbone.parameters * step.momentum),
     }
 
 

@@ -7,7 +7,7 @@ loader's own batches come on top. Proven by tests/recognition/test_doctor.py, ag
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from recognition.backbones import build
 from recognition.config import Config
 from recognition.data.augmentation import IMAGE_SIDE
+from recognition.folding import pairs
 from recognition.heads.sharded import TILE_BYTES
+from recognition.speed import folds
 
 META = torch.device("meta")
 _COUNTED = (2, 4)  # images of the two forwards whose difference is what an image takes
@@ -58,6 +60,7 @@ def needs_of(config: Config, num_classes: int, steps_per_epoch: int, ranks: int,
         "gradients": weights,
         "optimiser": state,
         "momentum backbone": momentum,
+        "its folded copy": folded_bytes(config, backbone, on_gpu),
         **{name: round(size * share) for name, size in rows.items()},
         "past embeddings": queue,
         "head's tiles": 2 * tiles,
@@ -65,6 +68,19 @@ def needs_of(config: Config, num_classes: int, steps_per_epoch: int, ranks: int,
     }
     return Needs(sum(p.numel() for p in backbone.parameters()), save, on_disk,
                  {name: size for name, size in in_memory.items() if size})
+
+
+def folded_bytes(config: Config, backbone: nn.Module, on_gpu: bool) -> int:
+    """Of the weights and shifts that the momentum backbone runs with where its norms are folded into them, else 0.
+
+    backbone: of the run, on the meta device.
+    """
+    inject, device = config.head.inject, torch.device("cuda" if on_gpu else "cpu")
+    if not (inject.needs_momentum and inject.momentum_batch_norm == "average" and folds(config.speed, device)):
+        return 0
+    found = pairs(backbone, torch.empty(2, 3, IMAGE_SIDE, IMAGE_SIDE, device=META))
+    parts: dict[str, Any] = dict(backbone.named_modules())
+    return sum(_bytes(parts[read].weight) + _bytes(parts[norm].bias) for read, norm in found)
 
 
 def row_bytes(config: Config, num_classes: int) -> dict[str, int]:

@@ -4,14 +4,18 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import scaling, scaling_count
 from benchmarks.scaling_fit import fit, foretell
 from benchmarks.scaling_model import (
+    FOLLOW_PASSES,
+    UPDATE_PASSES,
     Backbone,
     Collective,
     Hardware,
@@ -25,6 +29,8 @@ from benchmarks.scaling_model import (
 from recognition.backbones import BackboneSettings, build
 from recognition.distributed import Ranks
 from recognition.heads.sharded import ShardedHead
+from recognition.momentum import MomentumBackbone, follow
+from recognition.optimizer import BackboneOptimizer, OptimizerSettings
 
 CLASSES, SIZE = 300, 32
 COUNTED = [(1.0, False), (0.1, True)]
@@ -88,6 +94,56 @@ def test_a_backbone_is_counted():
     step, at_peak = Step(1, 1, 1), Hardware(efficiency=1.0, memory=float("inf"))
     assert 1 / seconds(step, found, at_peak)["backbone"] == pytest.approx(50_400, rel=0.003)
     assert 1 / seconds(step, found, Hardware(efficiency=1.0))["backbone"] == pytest.approx(26_800, rel=0.04)
+
+
+READ_OR_WRITTEN = {"_foreach_norm": 1, "_foreach_mul_": 2, "_fused_sgd_": 5, "_foreach_zero_": 1, "_foreach_sub": 3,
+                   "_foreach_add_": 3, "stack": 0}  # stack: of the norms, a number each
+
+
+class _Passes(TorchDispatchMode):
+    """Counts how often the tensors of all parameters are read or written, and the weights that are folded."""
+
+    def __init__(self, parameters: int) -> None:
+        super().__init__()
+        self.parameters, self.count, self.folded = parameters, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], list) and len(args[0]) >= self.parameters:
+            self.count += READ_OR_WRITTEN[func._schema.name.removeprefix("aten::")]
+        self.folded += str(func) == "aten.mul.out"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_update_s_passes_are_the_optimizer_s():
+    network = build(BackboneSettings("tiny", SIZE))
+    optimizer = BackboneOptimizer(OptimizerSettings(), network.named_parameters())
+    slow = MomentumBackbone(network, 0.99, fold=torch.empty(2, 3, 112, 112, device="meta"))
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    parameters = len(optimizer.named)
+    with _Passes(parameters) as passes:
+        optimizer.step(0.1, torch.tensor(True))
+    assert passes.count == UPDATE_PASSES
+    with _Passes(parameters) as passes, torch.no_grad():
+        follow(slow._mine, slow._online, torch.tensor(0.01))  # as on a GPU
+    assert passes.count + 2 == FOLLOW_PASSES  # and the folded weights, read and written:
+    with torch.no_grad():
+        slow._mine[0].mul_(2)
+    with _Passes(parameters) as passes:
+        slow._folded.refresh()
+    assert passes.folded == len(slow._folded._folds) > 0
+
+
+def test_what_a_momentum_backbone_adds():
+    """A third of the backbone's time, its update, and two copies; what the update takes is less than activations."""
+    backbone, plain, slow = _tiny(), Step(1000, 64, 1), Step(1000, 64, 1, momentum=True)
+    one, both = (seconds(step, backbone, Hardware(efficiency=1.0, memory=1e12)) for step in (plain, slow))
+    assert both["momentum forward"] == pytest.approx(both["backbone"] / 3)
+    assert both["update"] - one["update"] == pytest.approx(4 * 10 * backbone.parameters / 1e12)
+    room, slow_room = memory(plain, backbone), memory(slow, backbone)
+    assert slow_room["backbone"] - room["backbone"] == 8 * backbone.parameters
+    assert slow_room["activations"] == room["activations"]
+    assert memory(Step(1000, 0, 1, momentum=True), backbone)["activations"] == 4 * backbone.parameters
 
 
 def test_half_precision_keeps_about_half():

@@ -16,16 +16,17 @@ from torch import nn
 
 from recognition import launch, machine
 from recognition.assembly import assemble
-from recognition.backbones import BackboneSettings
+from recognition.backbones import BackboneSettings, build
 from recognition.config import CheckpointSettings, Config, DataSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
 from recognition.doctor import examine, files, trial
 from recognition.doctor.examine import _room
-from recognition.doctor.needs import _kept, needs_of, saves_at_once
+from recognition.doctor.needs import _bytes, _kept, needs_of, saves_at_once
 from recognition.doctor.report import Report, amount
 from recognition.doctor.times import estimate, read_line, span
 from recognition.errors import SettingsError
+from recognition.folding import Folded
 from recognition.heads.margins import ArcFace, SubCenter
 from recognition.heads.row_optimizers import RowAdamW
 from recognition.heads.sharded import HeadSettings
@@ -85,6 +86,22 @@ def test_a_save_is_as_large_as_was_said(tmp_path, small_set, kind):
     assert ("momentum backbone" in parts) == (kind == "qaface")
     shared = needs_of(config, run.dataset.num_classes, 6, 4, on_gpu=False).in_memory
     assert shared["centres"] == parts["centres"] / 4
+
+
+@pytest.mark.parametrize(("overrides", "is_there"), [
+    ([], True), (["speed.fold=off"], False), (["head.inject.momentum_batch_norm=train"], False),
+    (["head.inject=vpl"], False),
+])
+def test_the_momentum_backbone_s_folded_copy_is_counted(file, overrides, is_there):
+    """What the copy has for its own: the other tensors are the module's."""
+    config = load(file, ["head.inject=qaface", *overrides])
+    counted = needs_of(config, 12, 6, 1, on_gpu=True).in_memory.get("its folded copy", 0)
+    module = build(config.backbone)
+    folded = Folded(module.eval(), torch.empty(2, 3, 112, 112, device="meta"))
+    own = sum(_bytes(tensor) for fold in folded._folds for tensor in (fold.filled.weight, fold.filled.bias))
+    assert counted == own * is_there
+    assert own > 0.9 * sum(map(_bytes, module.parameters()))
+    assert "its folded copy" not in needs_of(config, 12, 6, 1, on_gpu=False).in_memory  # speed.fold=auto
 
 
 def test_activations_are_what_autograd_keeps():
