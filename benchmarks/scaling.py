@@ -4,9 +4,10 @@ Measured here, on this machine's CPU (or, with --device cuda, its GPU for the la
     exchange    calls and bytes of the collectives of whole steps on 1, 2 and 4 gloo ranks; the formulas must be exact
     head        seconds and peak memory of its step for several C, B, sampling rates, with and without injection
     backbone    seconds and peak memory of forward and backward for several batches
-Formulas (benchmarks/scaling_model.py) are fitted to the small problems and held against the large ones, which the fit
-has not seen; the error is printed. Modelled beyond: the same formulas with constants of a GPU and its links, for up to
-100M classes on 64 GPUs. Whatever is printed, written or drawn says which of the two it is.
+Formulas (benchmarks/scaling_model.py), and regressions with more terms, are fitted to the small problems and held
+against the large ones, which the fit has not seen; the errors of both are printed. Modelled beyond: the formulas with
+constants of a GPU and its links, for up to 100M classes on 64 GPUs. Whatever is printed, written or drawn says whether
+it is measured or modelled.
 
     python benchmarks/scaling.py                                     # ten minutes on two quiet cores
     python benchmarks/scaling.py --no-measure --plot scaling.png     # the model alone
@@ -32,7 +33,7 @@ import torch
 
 from benchmarks.ranks import on_ranks
 from benchmarks.scaling_count import count_all, count_backbone, write_set
-from benchmarks.scaling_fit import backbone_rows, foretell, head_memory, head_row, head_rows
+from benchmarks.scaling_fit import FORMULA, REGRESSION, backbone_rows, foretell, head_memory, head_row, head_rows
 from benchmarks.scaling_model import Backbone, Hardware, Step, collectives, modelled
 from benchmarks.scaling_report import plot, report
 from recognition.backbones import BACKBONES
@@ -116,19 +117,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     head = head_rows(steps, (small[-1], batch), options.repeats, options.device, product)
     if options.device == "cpu":
         head += phases
-    constants = {"head": foretell("head", head, lambda row: row["terms"], "seconds")}
-    for row in phases:
-        row["what"] = "head among ranks"
     batches = [2, 4, 8] if options.quick else [4, 8, 16, 32, 64] if options.device == "cpu" else [32, 64, 128, 256]
     largest = batches[-2] if options.quick else batches[-3]
     backbone = backbone_rows(options.measured_backbone, batches, largest, options.repeats, options.device, options.size)
-    constants["backbone"] = foretell("backbone", backbone, lambda row: row["terms"], "seconds")
-    room = [row | {"seconds": row["bytes"]} for row in backbone]
-    constants["activations"] = foretell("backbone's memory", room, lambda row: row["terms"], "bytes")
+    room = [row | {"part": "backbone's memory"} for row in backbone]
     kept = [step(small[-1], batch), step(held, batch), step(held, batch, 0.2), step(held, batch, 1.0, True)]
     state = head_memory(kept, options.device, product)
-    return {"exchange": exchange, "head": head, "backbone": backbone, "backbone_memory": room, "head_memory": state,
-            "constants": constants}
+    times = [row for part in (head, backbone) for kind in (REGRESSION, FORMULA) for row in foretell(part, kind)]
+    return {"exchange": exchange, "times": times, "backbone_memory": foretell(room, REGRESSION, "bytes"),
+            "head_memory": state}
 
 
 def measure_exchange(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -150,7 +147,7 @@ def measure_exchange(options: argparse.Namespace) -> tuple[list[dict[str, Any]],
                 rows.append(exchange_row(at, backbone, [each["counted"] for each in found]))
                 if at.classes == large:
                     seconds = max(each["cpu_seconds"]["head"] + each["cpu_seconds"]["memory write"] for each in found)
-                    phases.append(head_row(at, seconds, held_out=True))
+                    phases.append(head_row(at, seconds, held_out=True, part="head among ranks"))
     return rows, phases
 
 

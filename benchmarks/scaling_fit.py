@@ -1,8 +1,11 @@
 """What benchmarks/scaling.py measures of compute and memory, and how well the formulas foretell it.
 
-The formulas of scaling_model.py have a constant a term: time a flop, time a byte, time a sample. They are fitted to
-the small problems and asked for the large ones, which were left out. Times are CPU seconds of one thread, so that other
-work on the machine counts little; on a GPU, seconds. A fit minimises the relative errors, without negative constants.
+Two kinds of formulas are fitted to the small problems and asked for the large ones, which were left out:
+    modelled formula    scaling_model.py's, which the table of GPUs goes by, with its constants alone: of the head the
+                        time of a flop and of a byte, of the backbone that of an image
+    regression          with terms for what the model leaves out: drawn rows, the batch, the call itself
+Times are CPU seconds of one thread, so that other work on the machine counts little; on a GPU, seconds. A fit minimises
+the relative errors, without negative constants.
 Proven by tests/benchmarks/test_scaling.py.
 """
 
@@ -15,9 +18,11 @@ import torch
 
 from benchmarks import head
 from benchmarks.measure import high_water, in_fresh_process, memory_now, restart_high_water, time_steps
-from benchmarks.scaling_model import Step, head_flops, state_bytes
+from benchmarks.scaling_model import Step, head_flops, head_traffic, state_bytes
 from recognition.backbones import BackboneSettings, build
 from recognition.data.plan import IMAGE_SIDE
+
+REGRESSION, FORMULA = "regression", "modelled formula"
 
 
 def fit(terms: Sequence[Sequence[float]], values: Sequence[float]) -> np.ndarray:
@@ -34,17 +39,14 @@ def fit(terms: Sequence[Sequence[float]], values: Sequence[float]) -> np.ndarray
     return best
 
 
-def foretell(
-    what: str, rows: list[dict[str, Any]], terms: Callable[[dict[str, Any]], Sequence[float]], key: str
-) -> list[float]:
-    """Fit `key` on the rows that are not held out; put model and relative error into all of them. The constants."""
+def foretell(rows: Sequence[dict[str, Any]], kind: str, key: str = "seconds") -> list[dict[str, Any]]:
+    """The rows with what a formula of this kind, fitted to those not held out, says of `key`, and how far it is off."""
     known = [row for row in rows if not row["held_out"]]
-    constants = fit([terms(row) for row in known], [row[key] for row in known])
-    for row in rows:
-        row["model"] = float(np.dot(terms(row), constants))
-        row["error"] = row["model"] / row[key] - 1
-        row["what"], row["measured"] = what, row[key]
-    return [float(constant) for constant in constants]
+    constants = fit([row["terms"][kind] for row in known], [row[key] for row in known])
+    told = [float(np.dot(row["terms"][kind], constants)) for row in rows]
+    return [row | {"what": f"{row['part']}: {kind}", "measured": row[key], "model": model,
+                   "error": model / row[key] - 1, "constants": constants.tolist()}
+            for row, model in zip(rows, told, strict=True)]
 
 
 def head_rows(
@@ -56,12 +58,12 @@ def head_rows(
             for step, found in zip(steps, seconds, strict=True)]
 
 
-def head_row(step: Step, seconds: float, held_out: bool) -> dict[str, Any]:
+def head_row(step: Step, seconds: float, held_out: bool, part: str = "head") -> dict[str, Any]:
     """A measured step of the head on one rank, with the terms that its time is made of."""
     return {
-        "classes": step.classes, "batch": step.batch, "ranks": step.ranks, "rate": step.rate, "inject": step.memory,
-        "seconds": seconds, "held_out": held_out,
-        "terms": head_terms(step),
+        "part": part, "classes": step.classes, "batch": step.batch, "ranks": step.ranks, "rate": step.rate,
+        "inject": step.memory, "seconds": seconds, "held_out": held_out,
+        "terms": {REGRESSION: head_terms(step), FORMULA: [head_flops(step), head_traffic(step)]},
     }
 
 
@@ -112,8 +114,9 @@ def backbone_rows(
     rows = []
     for batch, peak, found in zip(batches, peaks, zip(*rounds, strict=True), strict=True):
         both, forward = (statistics.median(kind) for kind in zip(*found, strict=True))
-        rows.append({"backbone": name, "batch": batch, "seconds": both, "forward": forward, "bytes": peak,
-                     "terms": [float(batch), 1.0], "held_out": batch > largest})
+        rows.append({"part": "backbone", "backbone": name, "batch": batch, "seconds": both, "forward": forward,
+                     "bytes": peak, "terms": {REGRESSION: [float(batch), 1.0], FORMULA: [float(batch)]},
+                     "held_out": batch > largest})
     return rows
 
 

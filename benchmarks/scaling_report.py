@@ -17,13 +17,13 @@ def report(result: dict[str, Any], room: Sequence[float]) -> None:
     """Print the tables."""
     if "measured" in result:
         print(exchange_table(result["measured"]["exchange"]))
-        times = result["measured"]["head"] + result["measured"]["backbone"]
+        times = result["measured"]["times"]
         seconds = "seconds" if result["device"] == "cuda" else "CPU seconds"
         print(fit_table(f"MEASURED {seconds} a step and the formula's, on {result['device']}", times, 1e3, "ms"))
         room_taken = result["measured"]["backbone_memory"]
         print(fit_table("MEASURED peak memory and the formula's", room_taken, 1 / 2**20, "MiB"))
         print(state_table(result["measured"]["head_memory"]))
-        print(errors(times + room_taken))
+        print(error_table(times + room_taken))
     constants = ", ".join(f"{name} {value:g}" for name, value in result["hardware"].items())
     print(modelled_table(result["modelled"], room))
     print(f"modelled with {constants}; no GPU was measured for this table")
@@ -72,14 +72,17 @@ def state_table(rows: Sequence[dict[str, Any]]) -> PrettyTable:
     return table
 
 
-def errors(rows: Sequence[dict[str, Any]]) -> str:
-    """One line: how far the formulas were off where the fit had not seen the figures."""
-    kinds = dict.fromkeys(row["what"] for row in rows)
-    parts = []
-    for kind in kinds:
-        found = [abs(row["error"]) for row in rows if row["what"] == kind and row["held_out"]]
-        parts.append(f"{kind}: median {statistics.median(found):.1%}, worst {max(found):.1%} of {len(found)}")
-    return "error of the model on what the fit had not seen: " + "; ".join(parts)
+def error_table(rows: Sequence[dict[str, Any]]) -> PrettyTable:
+    """How far each formula was off where its fit had not seen the figures."""
+    table = PrettyTable(["what", "constants", "fitted on", "asked for", "median error", "worst"], align="r")
+    table.align["what"] = "l"
+    table.title = "errors on what the fit had not seen; the modelled formula is that of the table of GPUs"
+    for what in dict.fromkeys(row["what"] for row in rows):
+        mine = [row for row in rows if row["what"] == what]
+        found = [abs(row["error"]) for row in mine if row["held_out"]]
+        table.add_row([what, len(mine[0]["constants"]), len(mine) - len(found), len(found),
+                       f"{statistics.median(found):.1%}", f"{max(found):.1%}"])
+    return table
 
 
 def modelled_table(rows: Sequence[dict[str, Any]], room: Sequence[float]) -> PrettyTable:

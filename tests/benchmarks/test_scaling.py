@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import scaling, scaling_count
-from benchmarks.scaling_fit import fit, foretell
+from benchmarks.scaling_fit import FORMULA, REGRESSION, fit, foretell, head_row
 from benchmarks.scaling_model import (
     FOLLOW_PASSES,
     UPDATE_PASSES,
@@ -21,11 +21,14 @@ from benchmarks.scaling_model import (
     Hardware,
     Step,
     collectives,
+    head_flops,
+    head_traffic,
     memory,
     modelled,
     seconds,
     state_bytes,
 )
+from benchmarks.scaling_report import error_table
 from recognition.backbones import BackboneSettings, build
 from recognition.distributed import Ranks
 from recognition.heads.sharded import ShardedHead
@@ -218,11 +221,34 @@ def test_a_fit_finds_the_constants_and_never_a_negative_one():
 
 
 def test_only_what_is_not_held_out_is_fitted():
-    rows = [{"x": x, "t": 2.0 * x, "held_out": x > 2} for x in (1.0, 2.0, 4.0)]
+    rows = [{"part": "it", "terms": {FORMULA: [x]}, "t": 2.0 * x, "held_out": x > 2} for x in (1.0, 2.0, 4.0)]
     rows[2]["t"] = 10.0
-    assert foretell("it", rows, lambda row: [row["x"]], "t") == pytest.approx([2.0])
-    assert rows[2]["model"] == pytest.approx(8.0)
-    assert rows[2]["error"] == pytest.approx(-0.2)
+    last = foretell(rows, FORMULA, "t")[2]
+    assert last["constants"] == pytest.approx([2.0])
+    assert last["model"] == pytest.approx(8.0)
+    assert last["error"] == pytest.approx(-0.2)
+    assert last["what"] == "it: modelled formula"
+    assert "model" not in rows[2]
+
+
+def test_the_modelled_formula_is_judged_by_itself():
+    """Of the head it has the two constants of the GPUs' table, however well a regression with more terms foretells."""
+    steps = [Step(classes, batch, 1, memory=inject) for classes in (1000, 2000, 8000) for batch in (16, 32)
+             for inject in (False, True)]
+    flop, byte = 2e-12, 3e-11
+    rows = [head_row(step, flop * head_flops(step) + byte * head_traffic(step) + 0.001, step.classes > 2000)
+            for step in steps]
+    rows += [head_row(step, 0.5, held_out=True, part="head among ranks") for step in steps[:1]]
+    formula, regression = foretell(rows, FORMULA), foretell(rows, REGRESSION)
+    assert [len(each[0]["constants"]) for each in (formula, regression)] == [2, 7]
+    assert max(abs(row["error"]) for row in regression[:-1]) < 1e-6
+    assert max(abs(row["error"]) for row in formula[:-1]) > 0.01  # it has no term for a call's millisecond
+    table = error_table(formula + regression)
+    assert [(row[0], row[1:4]) for row in table.rows] == [
+        ("head: modelled formula", [2, 8, 4]), ("head among ranks: modelled formula", [2, 0, 1]),
+        ("head: regression", [7, 8, 4]), ("head among ranks: regression", [7, 0, 1])]
+    exact = [row | {"seconds": row["seconds"] - 0.001} for row in rows[:-1]]
+    assert foretell(exact, FORMULA)[0]["constants"] == pytest.approx([flop, byte])
 
 
 def test_the_model_alone(tmp_path, capsys):
@@ -247,9 +273,10 @@ def test_a_small_measurement(tmp_path, capsys):
     assert all(row["exact"] for row in measured["exchange"])
     assert {row["ranks"] for row in measured["exchange"]} == {2}
     assert all(row["state"] == row["formula"] for row in measured["head_memory"])
-    for row in measured["head"] + measured["backbone"]:
+    for row in measured["times"]:
         assert row["seconds"] > 0 < row["model"]
-    assert any(row["held_out"] for row in measured["head"])
+    assert {row["what"] for row in measured["times"] if row["held_out"]} == {
+        f"{part}: {kind}" for part in ("head", "head among ranks", "backbone") for kind in (FORMULA, REGRESSION)}
     printed = capsys.readouterr().out
     assert printed.count("MEASURED") == 4
     assert "what the fit had not seen" in printed
