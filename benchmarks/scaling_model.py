@@ -36,7 +36,10 @@ DRAWN_BYTES = 96  # of a drawn row: its number and the twelve int64 and float64 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Constants of a GPU and its links, a second. Those of the GPU are measured on one H200; the links are assumed.
+    """Constants of a GPU and its links, a second.
+
+    Those of the GPU are what large products and copies reach on an H200, taken over and not measured by us; the links
+    are assumed.
 
     flops: of half-precision products.  memory: bytes.  link, network: bytes out of a GPU to others of its machine, and
     out of a machine for each of its GPUs.  latency: seconds of a collective for every doubling of ranks.

@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.step_contestants import ALONE, OURS, USUAL
 
 PEAKS = {"H200": 790, "H100": 989, "A100": 312, "L40S": 362, "V100": 125}
-"""Dense bf16 or fp16 products with float32 sums, 10¹² operations a second: of the H200 as measured with large products,
-of the others as in their data sheets (SXM where there are several)."""
+"""Dense bf16 or fp16 products with float32 sums, 10¹² operations a second: of the H200 what large products reach, taken
+over and not measured by us, of the others as in their data sheets (SXM where there are several)."""
 OTHER_FORMS = ("PCIE", "NVL", "MIG")
 """Words in the names of GPUs that have less than the SXM module of the same model: cards, and slices of one."""
 
