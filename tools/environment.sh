@@ -9,7 +9,7 @@ has_everything() {
     "$1" - 2>/dev/null <<'PYTHON'
 import importlib.util as u, platform, sys
 need = ["torch", "numpy", "onnx", "onnxscript", "onnxruntime", "cv2", "safetensors", "prettytable", "tqdm",
-        "tensorboard", "matplotlib", "pytest", "pytest_timeout"]
+        "tensorboard", "matplotlib", "pytest", "pytest_timeout", "xdist"]
 if sys.platform == "linux" and platform.machine() == "x86_64":
     need += ["nvidia.dali"]
 
