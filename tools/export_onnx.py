@@ -8,6 +8,7 @@ docs/deployment.md: input `data` [batch, 3, 112, 112] float32 RGB, already (pixe
 [batch, d], raw. What the exporter notes about source files is removed; what a user needs to know of the model stands in
 its metadata. Nothing is written unless the graph passes the checker and agrees with the network on images.
 
+    exporting/options.py       the command line
     exporting/form.py          what is asked of a file, and its metadata
     exporting/source.py        the network: the graph and the reference
     exporting/graph.py         from torch to ONNX, folded and clean
@@ -20,7 +21,6 @@ its metadata. Nothing is written unless the graph passes the checker and agrees 
 Proven by tests/tools/test_export_onnx.py and tests/tools/exporting/.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -32,11 +32,12 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval.pixels import COLOR_ORDERS, IMAGE_SIZE, Given, Triple, triple
+from eval.pixels import IMAGE_SIZE, Given
 from recognition.backbones.model_file import write_atomically
 from recognition.errors import NumericsError, SettingsError, run_command
 from tools.exporting.form import Form, metadata
 from tools.exporting.images import generated_images, read_images, run_images
+from tools.exporting.options import default_out, form_in, parse
 from tools.exporting.parity import BATCHES, Exported, ParityReport, compare, verify
 from tools.exporting.precision import to_half, to_int8
 from tools.exporting.quality import Norms, measured_norms
@@ -146,50 +147,10 @@ def build(
     return model, fp32_bytes
 
 
-def default_out(run: Path, precision: str) -> Path:
-    """model.onnx in a run folder, NAME.onnx beside NAME.pt; the precision in the name of any but float32."""
-    stem = run / "model" if run.is_dir() else run.with_suffix("")
-    ending = "" if precision == "fp32" else f"_{precision}"
-    return stem.with_name(f"{stem.name}{ending}.onnx")
-
-
-def _triple(text: str) -> Triple:
-    return triple(text.split(","))
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="export_onnx.py", description="Write a trained backbone as one ONNX file.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, .pt file, or .onnx file to change")
-    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="default: model.onnx in the run folder")
-    parser.add_argument("--images", type=Path, metavar="SET", help="RecordIO set, .bin, or folder of aligned faces to "
-                        "compare, calibrate and measure on (default: the run's set)")
-    parser.add_argument("--backbone", metavar="NAME", help="which backbone a bare state dict holds")
-    form = parser.add_argument_group("what the file is like")
-    form.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of weights and products")
-    form.add_argument("--batch", type=int, metavar="N", help="a fixed number of images (default: any)")
-    form.add_argument("--unit", action="store_true", help="embeddings of unit length (default: raw)")
-    form.add_argument("--preprocessing", choices=("outside", "inside", "uint8"), default="outside",
-                      help="inside: the graph takes pixels 0 to 255; uint8: as bytes (default: outside)")
-    form.add_argument("--quality", action="store_true", help="a second output, the z-score of the norm")
-    form.add_argument("--norms", choices=("run", "images"), help="whose μ and σ that takes (the run's if it has any)")
-    form.add_argument("--least-cosine", type=float, metavar="C", help="accept a file that is so near to float32")
-    checks = parser.add_argument_group("what it is held against")
-    checks.add_argument("--pairs", type=Path, nargs="+", default=[], metavar="SET",
-                        help="verification sets: accuracy before and after")
-    checks.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
-    others = parser.add_argument_group("what an .onnx file takes (default: found from the file)")
-    others.add_argument("--mean", type=_triple, metavar="M", help="of pixels from 0 to 255: a number, or three")
-    others.add_argument("--std", type=_triple, metavar="S", help="likewise")
-    others.add_argument("--color-order", choices=COLOR_ORDERS, type=str.upper, help="of the channels")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str]) -> int | None:
     """The command."""
     options = parse(arguments)
-    form = Form(options.precision, options.batch, options.unit, options.preprocessing, options.quality, options.norms,
-                options.least_cosine)
+    form = form_in(options)
     images = options.images or (run_images(options.run) if options.run.is_dir() else None)
     needed = CHECK + max(CALIBRATION if form.precision == "int8" else 0, NORMS if form.quality else 0)
     out = options.out or default_out(options.run, form.precision)

@@ -46,6 +46,8 @@ class Form:
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
             raise SettingsError(f"--batch: expected 1 or more, got {self.batch}")
+        if self.least_cosine is not None and not -1 <= self.least_cosine <= 1:
+            raise SettingsError(f"--least-cosine: expected a cosine, -1 to 1, got {self.least_cosine:g}")
         if self.norms is not None and not self.quality:
             raise SettingsError("--norms says whose μ and σ the quality takes; give --quality as well")
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from eval.pixels import normalise
 from recognition.errors import SettingsError
-from tools.export_onnx import default_out, export
+from tools.export_onnx import export
 from tools.exporting.form import Form
 
 
@@ -72,11 +72,3 @@ def test_what_cannot_be_taken_on(given_file: Callable[..., Path], tmp_path: Path
     export(path, tmp_path / "two.onnx", faces, form=Form(quality=True))
     with pytest.raises(SettingsError, match=r"and one output \[n, d\], got .*'n'\]\]"):
         export(tmp_path / "two.onnx", tmp_path / "out.onnx", faces)
-
-
-def test_where_files_go(tmp_path: Path) -> None:
-    (tmp_path / "a run.v2").mkdir()
-    assert default_out(tmp_path / "a run.v2", "fp32") == tmp_path / "a run.v2" / "model.onnx"
-    assert default_out(tmp_path / "a run.v2", "int8") == tmp_path / "a run.v2" / "model_int8.onnx"
-    assert default_out(Path("nets/r50.pt"), "fp32") == Path("nets/r50.onnx")
-    assert default_out(Path("nets/r50.onnx"), "fp16") == Path("nets/r50_fp16.onnx")

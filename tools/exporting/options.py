@@ -1,0 +1,64 @@
+"""The command line of an export: its options and where the file goes by default.
+
+Every mistake in it is a SettingsError of one line, before anything is opened. What may be said of a model's pixels is
+parsed as every command that takes a model parses it (eval/model_options.py).
+Proven by tests/tools/exporting/test_options.py.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from eval.model_options import _divisor, _pixels
+from eval.pixels import COLOR_ORDERS
+from recognition.errors import SettingsError
+from tools.exporting.form import Form
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose mistakes are told as all others of this command are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; SettingsError."""
+    parser = _Parser(prog="export_onnx.py", description="Write a trained backbone as one ONNX file.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, .pt file, or .onnx file to change")
+    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="default: model.onnx in the run folder")
+    parser.add_argument("--images", type=Path, metavar="SET", help="RecordIO set, .bin, or folder of aligned faces to "
+                        "compare, calibrate and measure on (default: the run's set)")
+    parser.add_argument("--backbone", metavar="NAME", help="which backbone a bare state dict holds")
+    form = parser.add_argument_group("what the file is like")
+    form.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of weights and products")
+    form.add_argument("--batch", type=int, metavar="N", help="a fixed number of images (default: any)")
+    form.add_argument("--unit", action="store_true", help="embeddings of unit length (default: raw)")
+    form.add_argument("--preprocessing", choices=("outside", "inside", "uint8"), default="outside",
+                      help="inside: the graph takes pixels 0 to 255; uint8: as bytes (default: outside)")
+    form.add_argument("--quality", action="store_true", help="a second output, the z-score of the norm")
+    form.add_argument("--norms", choices=("run", "images"), help="whose μ and σ that takes (the run's if it has any)")
+    form.add_argument("--least-cosine", type=float, metavar="C", help="accept a file that is so near to float32")
+    checks = parser.add_argument_group("what it is held against")
+    checks.add_argument("--pairs", type=Path, nargs="+", default=[], metavar="SET",
+                        help="verification sets: accuracy before and after")
+    checks.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
+    others = parser.add_argument_group("what an .onnx file takes (default: found from the file)")
+    others.add_argument("--mean", type=_pixels, metavar="M", help="of pixels from 0 to 255: a number, or three")
+    others.add_argument("--std", type=_divisor, metavar="S", help="likewise")
+    others.add_argument("--color-order", choices=COLOR_ORDERS, type=str.upper, help="of the channels")
+    return parser.parse_args(list(arguments))
+
+
+def form_in(options: argparse.Namespace) -> Form:
+    """The form that parsed options ask for; SettingsError where they do not fit together."""
+    return Form(options.precision, options.batch, options.unit, options.preprocessing, options.quality, options.norms,
+                options.least_cosine)
+
+
+def default_out(run: Path, precision: str) -> Path:
+    """model.onnx in a run folder, NAME.onnx beside NAME.pt; the precision in the name of any but float32."""
+    stem = run / "model" if run.is_dir() else run.with_suffix("")
+    ending = "" if precision == "fp32" else f"_{precision}"
+    return stem.with_name(f"{stem.name}{ending}.onnx")
