@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int | None:
     form = form_in(options)
     images = options.images or (run_images(options.run) if options.run.is_dir() else None)
     needed = CHECK + max(CALIBRATION if form.precision == "int8" else 0, NORMS if form.quality else 0)
-    out = options.out or default_out(options.run, form.precision)
+    out = options.out or default_out(options.run, form)
     report = export(
         options.run, out, None if images is None else read_images(images, needed), options.backbone, form,
         given=Given(options.mean, options.std, options.color_order), pairs=options.pairs,

@@ -27,7 +27,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; SettingsError."""
     parser = _Parser(prog="export_onnx.py", description="Write a trained backbone as one ONNX file.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, .pt file, or .onnx file to change")
-    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="default: model.onnx in the run folder")
+    parser.add_argument("out", type=Path, metavar="OUT", nargs="?", help="default: model.onnx in the run folder, "
+                        "with the form in the name: model_fp16_unit.onnx")
     parser.add_argument("--images", type=Path, metavar="SET", help="RecordIO set, .bin, or folder of aligned faces to "
                         "compare, calibrate and measure on (default: the run's set)")
     parser.add_argument("--backbone", metavar="NAME", help="which backbone a bare state dict holds")
@@ -57,8 +58,18 @@ def form_in(options: argparse.Namespace) -> Form:
                 options.least_cosine)
 
 
-def default_out(run: Path, precision: str) -> Path:
-    """model.onnx in a run folder, NAME.onnx beside NAME.pt; the precision in the name of any but float32."""
+def default_out(run: Path, form: Form) -> Path:
+    """model.onnx in a run folder, NAME.onnx beside NAME.pt; all that is not as usual in the name: model_unit_b1.onnx.
+
+    So no form of a file takes the place of the run's own.
+    """
     stem = run / "model" if run.is_dir() else run.with_suffix("")
-    ending = "" if precision == "fp32" else f"_{precision}"
-    return stem.with_name(f"{stem.name}{ending}.onnx")
+    unusual = [
+        "" if form.precision == "fp32" else form.precision,
+        "unit" if form.unit else "",
+        "" if form.preprocessing == "outside" else form.preprocessing,
+        "quality" if form.quality else "",
+        "norms" if form.norms == "images" else "",
+        "" if form.batch is None else f"b{form.batch}",
+    ]
+    return stem.with_name("_".join([stem.name, *filter(None, unusual)]) + ".onnx")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recognition.errors import SettingsError
+from tools.exporting.form import Form
 from tools.exporting.options import default_out, form_in, parse
 
 
@@ -32,8 +33,13 @@ def test_mistakes_are_told_in_one_line(arguments: str, text: str) -> None:
 
 
 def test_where_files_go(tmp_path: Path) -> None:
-    (tmp_path / "a run.v2").mkdir()
-    assert default_out(tmp_path / "a run.v2", "fp32") == tmp_path / "a run.v2" / "model.onnx"
-    assert default_out(tmp_path / "a run.v2", "int8") == tmp_path / "a run.v2" / "model_int8.onnx"
-    assert default_out(Path("nets/r50.pt"), "fp32") == Path("nets/r50.onnx")
-    assert default_out(Path("nets/r50.onnx"), "fp16") == Path("nets/r50_fp16.onnx")
+    run = tmp_path / "a run.v2"
+    run.mkdir()
+    assert default_out(run, Form()) == run / "model.onnx"
+    assert default_out(run, Form("int8", least_cosine=0.5)) == run / "model_int8.onnx"
+    assert default_out(run, Form(unit=True, preprocessing="uint8", batch=1)) == run / "model_unit_uint8_b1.onnx"
+    assert default_out(run, Form("fp16", preprocessing="inside")) == run / "model_fp16_inside.onnx"
+    assert default_out(run, Form(quality=True)) == run / "model_quality.onnx"
+    assert default_out(run, Form(quality=True, norms="images")) == run / "model_quality_norms.onnx"
+    assert default_out(Path("nets/r50.pt"), Form()) == Path("nets/r50.onnx")
+    assert default_out(Path("nets/r50.onnx"), Form("fp16")) == Path("nets/r50_fp16.onnx")
