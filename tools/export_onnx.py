@@ -37,7 +37,7 @@ from recognition.backbones.model_file import write_atomically
 from recognition.errors import NumericsError, SettingsError, run_command
 from tools.exporting.form import Form, metadata
 from tools.exporting.images import generated_images, read_images, run_images
-from tools.exporting.options import default_out, form_in, parse
+from tools.exporting.options import check_places, default_out, form_in, parse
 from tools.exporting.parity import BATCHES, Exported, ParityReport, compare, verify
 from tools.exporting.precision import to_half, to_int8
 from tools.exporting.quality import Norms, measured_norms
@@ -151,9 +151,10 @@ def main(arguments: Sequence[str]) -> int | None:
     """The command."""
     options = parse(arguments)
     form = form_in(options)
+    out = options.out or default_out(options.run, form)
+    check_places(out, options.json, options.pairs)
     images = options.images or (run_images(options.run) if options.run.is_dir() else None)
     needed = CHECK + max(CALIBRATION if form.precision == "int8" else 0, NORMS if form.quality else 0)
-    out = options.out or default_out(options.run, form)
     report = export(
         options.run, out, None if images is None else read_images(images, needed), options.backbone, form,
         given=Given(options.mean, options.std, options.color_order), pairs=options.pairs,

@@ -1,11 +1,12 @@
-"""The command line of an export: its options and where the file goes by default.
+"""The command line of an export: its options, where the file goes by default, and whether it can go there.
 
-Every mistake in it is a SettingsError of one line, before anything is opened. What may be said of a model's pixels is
-parsed as every command that takes a model parses it (eval/model_options.py).
+Every mistake in it is a SettingsError of one line, before the network is opened. What may be said of a model's pixels
+is parsed as every command that takes a model parses it (eval/model_options.py).
 Proven by tests/tools/exporting/test_options.py.
 """
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -73,3 +74,27 @@ def default_out(run: Path, form: Form) -> Path:
         "" if form.batch is None else f"b{form.batch}",
     ]
     return stem.with_name("_".join([stem.name, *filter(None, unusual)]) + ".onnx")
+
+
+def check_places(out: Path, figures: Path | None, pairs: Sequence[Path]) -> None:
+    """Refuse what could not be written, or read, when the work is done: OUT, `figures` (--json), and pairs.
+
+    SettingsError: a folder instead of a file, no folder, or one that takes no file. DataError: a set that is none.
+    """
+    for what, path in (("OUT", out), ("--json", figures)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise SettingsError(f"{what}: {path} is a folder, expected a file's name")
+        if not path.parent.is_dir():
+            raise SettingsError(f"{what}: no folder {path.parent}")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise SettingsError(f"{what}: {path.parent} takes no file: {error.strerror}") from None
+    if pairs:
+        from eval.verification_sets import check_set  # with OpenCV, which an export does without
+
+        for path in pairs:
+            check_set(path)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recognition.errors import SettingsError
+from recognition.errors import DataError, SettingsError
+from tools.export_onnx import main
 from tools.exporting.form import Form
-from tools.exporting.options import default_out, form_in, parse
+from tools.exporting.options import check_places, default_out, form_in, parse
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,32 @@ def test_where_files_go(tmp_path: Path) -> None:
     assert default_out(run, Form(quality=True, norms="images")) == run / "model_quality_norms.onnx"
     assert default_out(Path("nets/r50.pt"), Form()) == Path("nets/r50.onnx")
     assert default_out(Path("nets/r50.onnx"), Form("fp16")) == Path("nets/r50_fp16.onnx")
+
+
+def test_places_are_looked_at_before_the_work(tmp_path: Path, small_set: Path) -> None:
+    out = tmp_path / "out.onnx"
+    check_places(out, tmp_path / "figures.json", [small_set / "pairs.bin"])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SettingsError, match=r"OUT: .* is a folder, expected a file's name"):
+        check_places(tmp_path, None, [])
+    with pytest.raises(SettingsError, match=r"OUT: no folder .*none"):
+        check_places(tmp_path / "none" / "out.onnx", None, [])
+    with pytest.raises(SettingsError, match=r"--json: no folder .*none"):
+        check_places(out, tmp_path / "none" / "figures.json", [])
+    with pytest.raises(DataError, match=r"none\.bin"):
+        check_places(out, None, [small_set / "pairs.bin", tmp_path / "none.bin"])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no file, whoever asks")
+def test_a_folder_that_takes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="OUT: /proc takes no file: "):
+        check_places(Path("/proc/out.onnx"), None, [])
+
+
+def test_the_command_looks_at_them_first(tmp_path: Path) -> None:
+    """The model is no model, which is said only after that."""
+    (tmp_path / "theirs.onnx").write_bytes(b"no model")
+    with pytest.raises(SettingsError, match="OUT: no folder"):
+        main([str(tmp_path / "theirs.onnx"), str(tmp_path / "none" / "out.onnx")])
+    with pytest.raises(DataError, match=r"none\.bin"):
+        main([str(tmp_path / "theirs.onnx"), str(tmp_path / "out.onnx"), "--pairs", str(tmp_path / "none.bin")])
