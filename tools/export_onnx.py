@@ -58,7 +58,8 @@ def export(
 
     `images`, uint8 RGB [n, 112, 112, 3], are what the file is compared on; generated ones without them. int8 is
     calibrated, and norms are measured, on them too: the comparison keeps 32 for itself when there are 64 or more.
-    `form`: what the file is to be like.  `given`: what is known of an .onnx file.  `pairs`: sets to verify on.
+    `form`: what the file is to be like.  `given`: what an .onnx file or a bare state dict takes.  `pairs`: sets to
+    verify on.
     NumericsError when a cosine is below the form's limit (0.99999 in float32), CheckpointError when there is no usable
     model or no room for the file, SettingsError when the form does not fit the model, ValueError when the images are of
     another shape or type.

@@ -46,7 +46,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     checks.add_argument("--pairs", type=Path, nargs="+", default=[], metavar="SET",
                         help="verification sets: accuracy before and after")
     checks.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
-    others = parser.add_argument_group("what an .onnx file takes (default: found from the file)")
+    others = parser.add_argument_group("what an .onnx file or a bare state dict takes "
+                                       "(default: found from the file; 127.5, 127.5, RGB)")
     others.add_argument("--mean", type=_pixels, metavar="M", help="of pixels from 0 to 255: a number, or three")
     others.add_argument("--std", type=_divisor, metavar="S", help="likewise")
     others.add_argument("--color-order", choices=COLOR_ORDERS, type=str.upper, help="of the channels")

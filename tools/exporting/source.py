@@ -18,8 +18,8 @@ from torch import nn
 
 from eval.embed import Embed, load_embedder
 from eval.onnx_file import check_onnx_file, first_line
-from eval.pixels import IMAGE_SIZE, Given, Pixels, normalise
-from recognition.backbones.model_file import load_model, resolve_model
+from eval.pixels import IMAGE_SIZE, Given, Pixels
+from recognition.backbones.model_file import is_state_dict, load_model, read_checked, resolve_model
 from recognition.errors import CheckpointError, SettingsError
 from tools.exporting import graph
 from tools.exporting.form import PUBLISHED
@@ -49,15 +49,20 @@ class Source:
 def open_source(
     path: Path, backbone: str | None = None, given: Given | None = None, wants_norms: bool = False
 ) -> Source:
-    """Open a run folder, a .pt file (`backbone` names a bare state dict's) or an .onnx file (`given` says what of it).
+    """Open a run folder, a .pt file (`backbone` names a bare state dict's) or an .onnx file.
 
-    `wants_norms`: look for the run's μ and σ in its checkpoints where the model file has none.
-    CheckpointError when there is no usable model; SettingsError when an ONNX file cannot be taken on.
+    `given`: what pixels an .onnx file or a bare state dict takes.  `wants_norms`: look for the run's μ and σ in its
+    checkpoints where the model file has none.
+    CheckpointError when there is no usable model; SettingsError when an ONNX file cannot be taken on, when `backbone`
+    is said of one, or when `given` contradicts a model file of this project, whose pixels are known.
     """
-    file = resolve_model(path)
+    file, given = resolve_model(path), given or Given()
     if file.suffix == ".onnx":
-        return _of_onnx(file, given or Given())
+        if backbone is not None:
+            raise SettingsError(f"{file}: --backbone {backbone}: is for bare state dicts; an .onnx file has its graph")
+        return _of_onnx(file, given)
     module, settings, info = load_model(file, backbone)
+    pixels = _pixels_of_weights(file, given)
     norms = norms_of_info(info)
     if norms is None and wants_norms and path.is_dir():
         norms = norms_of_run(path)
@@ -65,16 +70,27 @@ def open_source(
     graph.fold_norm_before_linear(model.graph)
     graph.tidy(model)
     model.graph.name = settings.name
-    return Source(file, model, torch_embed(module), Pixels(), {**info, "backbone": settings.name}, norms)
+    known = {**info, "backbone": settings.name}
+    return Source(file, model, torch_embed(module, pixels), pixels, known, norms)
 
 
-def torch_embed(module: nn.Module) -> Embed:
-    """uint8 RGB [n, 112, 112, 3] → float32 [n, d] by a backbone in eval mode on the CPU."""
+def _pixels_of_weights(path: Path, given: Given) -> Pixels:
+    """What a model file's network takes: what is said of a bare state dict; this project's are trained on the usual."""
+    usual = Pixels()
+    pixels = Pixels(given.mean or usual.mean, given.std or usual.std, given.color_order or usual.color_order)
+    if pixels != usual and not is_state_dict(read_checked(path)):
+        raise SettingsError(f"{path}: --mean, --std, --color-order: {pixels}, but it was trained on {usual}")
+    return pixels
+
+
+def torch_embed(module: nn.Module, pixels: Pixels | None = None) -> Embed:
+    """uint8 RGB [n, 112, 112, 3] → float32 [n, d] by a backbone in eval mode on the CPU; `pixels`: what it takes."""
+    prepare = (pixels or Pixels()).prepare
 
     def embed(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             parts = [
-                module(torch.from_numpy(normalise(images[start : start + IMAGES_AT_ONCE]))).float().numpy()
+                module(torch.from_numpy(prepare(images[start : start + IMAGES_AT_ONCE]))).float().numpy()
                 for start in range(0, len(images), IMAGES_AT_ONCE)
             ]
         return np.concatenate(parts)

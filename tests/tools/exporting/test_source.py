@@ -7,9 +7,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 
-from eval.pixels import normalise
+from eval.embed import load_embedder
+from eval.pixels import Given, normalise
+from recognition.backbones import BackboneSettings, build
+from recognition.backbones.model_file import save_model
 from recognition.errors import SettingsError
 from tools.export_onnx import export
 from tools.exporting.form import Form
@@ -63,6 +67,39 @@ def test_weights_beside_the_file_come_into_it(
     export(path, tmp_path / "out.onnx", faces)
     (tmp_path / "theirs.data").unlink()
     np.testing.assert_allclose(run(tmp_path / "out.onnx", faces[:2]), expected, atol=1e-5)
+
+
+def test_a_bare_state_dict_takes_the_pixels_that_are_said(tmp_path: Path, faces: np.ndarray) -> None:
+    settings = BackboneSettings("tiny", embedding_size=16)
+    module = build(settings).eval()
+    torch.save(module.state_dict(), tmp_path / "bare.pth")
+    given = Given((110.0, 120.0, 130.0), (50.0, 60.0, 70.0), "BGR")
+    data = torch.from_numpy((faces[:3, ..., ::-1].transpose(0, 3, 1, 2) - np.float32([110, 120, 130])[:, None, None])
+                            / np.float32([50, 60, 70])[:, None, None])
+    with torch.no_grad():
+        expected = module(data).numpy()
+    outside, inside = tmp_path / "outside.onnx", tmp_path / "inside.onnx"
+    export(tmp_path / "bare.pth", outside, faces[:4], "tiny", given=given)
+    export(tmp_path / "bare.pth", inside, faces[:4], "tiny", Form(preprocessing="inside"), given=given)
+    np.testing.assert_allclose(load_embedder(outside, 1, "cpu").embed(faces[:3]), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(load_embedder(inside, 1, "cpu").embed(faces[:3]), expected, rtol=1e-3, atol=1e-3)
+    facts = {entry.key: entry.value for entry in onnx.load(str(outside)).metadata_props}
+    assert (facts["mean"], facts["std"], facts["color_order"]) == ("[110.0, 120.0, 130.0]", "[50.0, 60.0, 70.0]", "BGR")
+
+
+@pytest.mark.parametrize("info", [{}, {"run": "demo"}])
+def test_nothing_is_said_in_vain(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, info: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError, match=r"theirs.onnx: --backbone tiny: is for bare state dicts"):
+        export(given_file(), tmp_path / "out.onnx", faces, "tiny")
+    settings = BackboneSettings("tiny", embedding_size=16)
+    save_model(tmp_path / "ours.pt", build(settings), settings, info)
+    for given in (Given(mean=(0.0,) * 3), Given(std=(128.0,) * 3), Given(color_order="BGR")):
+        with pytest.raises(SettingsError, match=r"ours.pt: --mean, --std, --color-order: .*, but it was trained on"):
+            export(tmp_path / "ours.pt", tmp_path / "out.onnx", faces, given=given)
+    assert not (tmp_path / "out.onnx").exists()
+    export(tmp_path / "ours.pt", tmp_path / "out.onnx", faces[:2], given=Given((127.5,) * 3, (127.5,) * 3, "RGB"))
 
 
 def test_what_cannot_be_taken_on(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
