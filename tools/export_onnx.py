@@ -107,6 +107,9 @@ def split(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def find_norms(source: Source, form: Form, images: np.ndarray | None) -> Norms:
     """μ, σ and −τ for the quality output; SettingsError when neither the run nor images tell them."""
+    if source.unit:
+        raise SettingsError(f"{source.path}: --quality: its embeddings have unit length and no norm to judge by; "
+                            "export it anew from what it was made of")
     if source.norms is not None and form.norms != "images":
         return source.norms
     if form.norms == "run":
@@ -134,8 +137,10 @@ def build(
             raise SettingsError(f"{source.path}: --precision int8 is calibrated on faces: --images SET")
         model = to_int8(model, source.pixels.prepare(images[:CALIBRATION]), batch)
     was_normalising = looks_normalising(model.graph)
-    surround(model, form, source.pixels, norms)
-    for key, value in metadata(form, source.pixels, embedding_size, source.known, norms).items():
+    added = dataclasses.replace(form, unit=form.unit and not source.unit)
+    surround(model, added, source.pixels, norms, source.inside is not None and form.preprocessing == "outside")
+    facts = metadata(form, source.pixels, embedding_size, source.known, norms, unit=source.unit, inside=source.inside)
+    for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     try:
         onnx.checker.check_model(model, full_check=True)

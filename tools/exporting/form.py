@@ -20,6 +20,7 @@ Preprocessing = Literal["outside", "inside", "uint8"]
 
 # The smallest cosine to the float32 network on any image that a file is written with.
 LEAST_COSINE: dict[str, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.9}
+UNIT = "unit length"
 # Entries of a model file's info, or of an earlier export's metadata, that go into the metadata.
 PUBLISHED = ("backbone", "run", "step", "epoch", "scores")
 
@@ -58,11 +59,13 @@ class Form:
 
 
 def metadata(
-    form: Form, pixels: Pixels, embedding_size: int, known: Mapping[str, Any], norms: Norms | None
+    form: Form, pixels: Pixels, embedding_size: int, known: Mapping[str, Any], norms: Norms | None, *,
+    unit: bool = False, inside: str | None = None,
 ) -> dict[str, str]:
     """What a user of the file needs to know, as text.
 
     pixels: what the network itself takes.  known: what is known of where it comes from.  norms: of the quality output.
+    unit: the network itself gives unit length.  inside: how it normalises pixels by itself.
     """
     outside = form.preprocessing == "outside"
     facts: dict[str, Any] = {
@@ -70,9 +73,9 @@ def metadata(
         "color_order": pixels.color_order,
         "mean": _short(pixels.mean) if outside else 0.0,
         "std": _short(pixels.std) if outside else 1.0,
-        "preprocessing": "outside" if outside else f"inside: {pixels}",
+        "preprocessing": inside or ("outside" if outside else f"inside: {pixels}"),
         "precision": form.precision,
-        "embedding": "unit length" if form.unit else "raw",
+        "embedding": UNIT if form.unit or unit else "raw",
         "embedding_size": embedding_size,
         **{key: _without_folders(known[key]) for key in PUBLISHED if key in known},
     }

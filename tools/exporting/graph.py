@@ -9,7 +9,8 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 
 import numpy as np
 import onnx
@@ -151,6 +152,18 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
             for place, name in enumerate(names):
                 if name == old:
                     names[place] = new
+        for attribute in node.attribute:  # what runs inside a node reads what is outside by its name
+            for inside in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                rename(inside, old, new)
+
+
+def make_room(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+    """Give tensors inside that have one of these names others: what is added to the graph is to have them."""
+    taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    for name in taken.intersection(names):
+        free = next(other for number in count() if (other := f"{name}_inside{number or ''}") not in taken)
+        taken.add(free)
+        rename(graph, name, free)
 
 
 @contextlib.contextmanager

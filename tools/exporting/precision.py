@@ -24,7 +24,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from eval.onnx_file import first_line
 from recognition.errors import NumericsError, SettingsError
-from tools.exporting.graph import INPUT, OUTPUT, quiet, rename, tidy
+from tools.exporting.graph import INPUT, OUTPUT, make_room, quiet, rename, tidy
 
 # With weights, and what stays in the same 8 bits behind them.
 QUANTISED = ("Conv", "Gemm", "MatMul", "Relu", "Clip", "Flatten", "Reshape")
@@ -51,6 +51,7 @@ def to_half(model: onnx.ModelProto) -> None:
             if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.FLOAT16
     del graph.value_info[:]
+    make_room(graph, (f"{INPUT}_half", f"{OUTPUT}_half"))
     for name in (INPUT, OUTPUT):
         rename(graph, name, f"{name}_half")
     cast_in = helper.make_node("Cast", [INPUT], [f"{INPUT}_half"], to=TensorProto.FLOAT16)

@@ -18,11 +18,12 @@ from torch import nn
 
 from eval.embed import Embed, load_embedder
 from eval.onnx_file import check_onnx_file, first_line
-from eval.pixels import IMAGE_SIZE, Given, Pixels
+from eval.onnx_input import described_pixels
+from eval.pixels import IMAGE_SIZE, RAW, Given, Pixels
 from recognition.backbones.model_file import is_state_dict, load_model, read_checked, resolve_model
 from recognition.errors import CheckpointError, SettingsError
 from tools.exporting import graph
-from tools.exporting.form import PUBLISHED
+from tools.exporting.form import PUBLISHED, UNIT
 from tools.exporting.quality import Norms, norms_of_info, norms_of_run
 
 IMAGES_AT_ONCE = 8  # of torch on a CPU: what is computed has to stay in the cache
@@ -34,7 +35,8 @@ class Source:
 
     model: the bare graph (tools/exporting/graph.py), its batch as `batch` says.  embed: the reference, raw.
     pixels: what the network takes.  known: for the metadata.  norms: the run's, if it has any.
-    batch: the only number of images that the graph takes; None: any.
+    batch: the only number of images that the graph takes; None: any.  unit: its embeddings are known to have unit
+    length.  inside: how it is known to normalise pixels by itself, as its metadata are to say.
     """
 
     path: Path
@@ -44,6 +46,8 @@ class Source:
     known: Mapping[str, Any]
     norms: Norms | None
     batch: int | None = None
+    unit: bool = False
+    inside: str | None = None
 
 
 def open_source(
@@ -105,9 +109,21 @@ def _of_onnx(path: Path, given: Given) -> Source:
         model = onnx.load(str(path))
     except Exception as error:  # whatever reading the weights beside it provokes
         raise CheckpointError(f"{path}: not readable: {first_line(error)}") from None
-    known = {key: _read(value) for key, value in _metadata(model).items() if key in PUBLISHED}
+    said = _metadata(model)
+    known = {key: _read(value) for key, value in said.items() if key in PUBLISHED}
+    ours = described_pixels(said, path) is not None
+    unit = ours and said.get("embedding") == UNIT
     batch = _make_bare(model, path)
-    return Source(path, model, reference.embed, reference.pixels, known, None, batch)
+    inside = _inside(said if ours else {}, reference.pixels)
+    return Source(path, model, reference.embed, reference.pixels, known, None, batch, unit, inside)
+
+
+def _inside(said: Mapping[str, str], pixels: Pixels) -> str | None:
+    """How a graph that is fed plain pixels normalises them: in the words of its metadata, where this project's."""
+    if (pixels.mean, pixels.std) != (RAW.mean, RAW.std):
+        return None
+    words = said.get("preprocessing", "")
+    return words if words.startswith("inside") else "inside"
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
@@ -139,7 +155,7 @@ def _make_bare(model: onnx.ModelProto, path: Path) -> int | None:
     content.input.extend(inputs)
     for value, name in ((content.input[0], graph.INPUT), (content.output[0], graph.OUTPUT)):
         if value.name != name:
-            graph.rename(content, name, f"{name}_inside")  # a tensor that has our name by chance
+            graph.make_room(content, [name])  # a tensor that has our name by chance
             graph.rename(content, value.name, name)
             value.name = name
     graph.tidy(model)
@@ -167,6 +183,7 @@ def free_batch(model: onnx.ModelProto) -> None:
         shape = numpy_helper.to_array(values[node.input[1]]).copy()
         if len(shape) and shape[0] == size and (shape != 0).all():
             shape[0] = 0  # what comes in
+            graph.make_room(content, [f"shape_of_{place}"])
             content.initializer.append(numpy_helper.from_array(shape, f"shape_of_{place}"))
             node.input[1] = f"shape_of_{place}"
             for attribute in [a for a in node.attribute if a.name == "allowzero"]:

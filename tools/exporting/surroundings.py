@@ -16,17 +16,29 @@ from onnx import TensorProto, helper, numpy_helper
 from eval.pixels import Pixels
 from recognition.errors import SettingsError
 from tools.exporting.form import Form
-from tools.exporting.graph import INPUT, OUTPUT, rename
+from tools.exporting.graph import INPUT, OUTPUT, make_room, rename
 from tools.exporting.quality import Norms
 
 INSPECTED_NODES = 8
 QUALITY = "quality"
+# Names of all tensors that are added.
+ADDED = (
+    f"raw_{OUTPUT}", "length_axes", "length", "length_least", "length_safe", "length_flat", "length_above",
+    "quality_mean", "quality_std", QUALITY,
+    "pixels_mean", "pixels_factor", "pixels_float", "pixels_centred", "pixels_normal",
+)  # fmt: skip
 # What keeps the length of a zero embedding from dividing by zero.
 SMALLEST_NORM = 1e-12
 
 
-def surround(model: onnx.ModelProto, form: Form, pixels: Pixels, norms: Norms | None) -> None:
-    """Add all that `form` asks for to a bare graph, in place."""
+def surround(
+    model: onnx.ModelProto, form: Form, pixels: Pixels, norms: Norms | None, normalises: bool = False
+) -> None:
+    """Add all that `form` asks for to a bare graph, in place; `normalises`: it does that to pixels by itself."""
+    make_room(model.graph, ADDED)
+    if normalises:
+        for node in model.graph.node[:INSPECTED_NODES]:
+            node.name = f"{node.op_type}_{node.output[0]}" if node.op_type in ("Sub", "Mul") else node.name
     if form.unit or norms is not None:
         add_length(model.graph, form.unit, norms)
     if form.preprocessing != "outside":

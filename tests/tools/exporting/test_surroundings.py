@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from eval.embed import load_embedder
 from eval.pixels import Given, normalise
 from recognition.errors import SettingsError
 from tools.export_onnx import export
 from tools.exporting.form import Form
+from tools.exporting.graph import make_room
 from tools.exporting.surroundings import looks_normalising
 
 
@@ -78,6 +80,50 @@ def test_what_normalises_by_itself_does_so_once(
     report = export(out, again, faces, form=Form("fp16"))
     assert report.min_cosine > 0.9999
     assert [json.loads(facts_of(again)[key]) for key in ("mean", "std")] == [0, 1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_file_of_another_form_is_known_to_have_it(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, precision: str
+) -> None:
+    """What the metadata of an exported file say of its graph holds when it is exported again."""
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    export(given_file(), first, faces, form=Form(unit=True, preprocessing="inside"))
+    export(first, again, faces, form=Form(precision))  # type: ignore[arg-type]
+    facts = facts_of(again)
+    assert facts["embedding"] == "unit length"
+    assert facts["preprocessing"] == "inside: RGB, (pixel − 127.5) / 127.5"
+    assert insightface_takes_plain_pixels(again)
+    expected = load_embedder(first, 1, "cpu").embed(faces[:5])
+    np.testing.assert_allclose(load_embedder(again, 1, "cpu").embed(faces[:5]), expected, atol=0.2)
+    with pytest.raises(SettingsError, match="--quality: its embeddings have unit length and no norm to judge by"):
+        export(first, again, faces, form=Form(precision, quality=True))  # type: ignore[arg-type]
+
+
+def test_what_is_added_twice_has_two_names(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, raw: np.ndarray
+) -> None:
+    """Names of this project's own in a file that tells nothing of it."""
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    export(given_file(), first, faces, form=Form(unit=True, preprocessing="inside"))
+    model = onnx.load(str(first))
+    del model.metadata_props[:]
+    onnx.save(model, str(first))
+    export(first, again, faces, form=Form(unit=True, preprocessing="uint8"))
+    (got,) = session(again).run(None, {"data": faces[:5].transpose(0, 3, 1, 2)})
+    np.testing.assert_allclose(got, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-5)
+    assert facts_of(again)["preprocessing"] == "inside"
+
+
+def test_names_inside_subgraphs_follow() -> None:
+    branch = helper.make_graph([helper.make_node("Neg", ["length"], ["b"])], "branch", [], [
+        helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])])
+    nodes = [helper.make_node("Abs", ["x"], ["length"]), helper.make_node("Abs", ["x"], ["length_inside"]),
+             helper.make_node("If", ["c"], ["out"], then_branch=branch, else_branch=branch)]
+    graph = helper.make_graph(nodes, "g", [], [])
+    make_room(graph, ["length", "none"])
+    assert [node.output[0] for node in graph.node] == ["length_inside1", "length_inside", "out"]
+    assert [attribute.g.node[0].input[0] for attribute in graph.node[2].attribute] == ["length_inside1"] * 2
 
 
 def test_unit_length(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, raw: np.ndarray) -> None:
