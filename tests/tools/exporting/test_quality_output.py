@@ -46,7 +46,7 @@ def test_quality_is_the_z_score_of_the_raw_norm(
     report = export(given_file(), out, faces, form=Form(precision, unit=unit, quality=True))  # type: ignore[arg-type]
     norms = report.norms
     assert norms is not None
-    assert norms.source == "measured at export on 64 images"
+    assert norms.source == "measured at export on 128 images"
     length = np.linalg.norm(outputs(tmp_path / "raw.onnx", faces[:7])["embedding"].astype(np.float64), axis=1)
     found = outputs(out, faces[:7])
     assert list(found) == ["embedding", "quality"]
