@@ -47,7 +47,8 @@ from tools.exporting.surroundings import looks_normalising, surround
 CHECK = max(BATCHES)  # images that the file is compared on
 CALIBRATION = 256  # images that int8 takes its ranges from: more gains nothing measurable
 NORMS = 1000  # images that μ and σ are measured on
-MAX_QUALITY_ERROR = 1e-2  # of a float32 file
+LEAST_NORMS = 100  # images, for μ and σ that mean something
+LEAST_SPREAD = 1e-4  # σ/μ: below it the norm is what rounding left of unit length
 
 
 def export(
@@ -60,9 +61,9 @@ def export(
     calibrated, and norms are measured, on them too: the comparison keeps 32 for itself when there are 64 or more.
     `form`: what the file is to be like.  `given`: what an .onnx file or a bare state dict takes.  `pairs`: sets to
     verify on.
-    NumericsError when a cosine is below the form's limit (0.99999 in float32), CheckpointError when there is no usable
-    model or no room for the file, SettingsError when the form does not fit the model, ValueError when the images are of
-    another shape or type.
+    NumericsError when a cosine (0.99999 in float32) or a z is beyond the form's limits, CheckpointError when there is
+    no usable model or no room for the file, SettingsError when the form does not fit the model, ValueError when the
+    images are of another shape or type.
     """
     started = time.perf_counter()
     form = form or Form()
@@ -83,17 +84,23 @@ def export(
         hint = f"; --batch {source.batch} keeps the size that it was made for" if source.batch else ""
         raise SettingsError(f"{source.path}: {problem}{hint}") from None
     error, cosine = max(row[1] for row in rows), min(row[2] for row in rows)
-    if not cosine >= form.limit:
-        raise NumericsError(f"{source.path}: onnxruntime is not the network: cosine {cosine:.7f}, expected at least "
-                            f"{form.limit} in {form.precision}")
-    if quality_error is not None and form.precision == "fp32" and not quality_error <= MAX_QUALITY_ERROR:
-        raise NumericsError(f"{source.path}: the quality is {quality_error:g} off, at most {MAX_QUALITY_ERROR:g}")
+    judge(source.path, form, cosine, quality_error)
     verification = verify(content, source.embed, pairs) if pairs else ()
     write_atomically(out, content)
     seen = "generated images" if images is None else f"{len(check)} given images"
     seconds = time.perf_counter() - started
     return ParityReport(error, cosine, rows, seen, len(content), seconds, form.precision, fp32_bytes, mean_cosine,
                         quality_error, norms, verification)
+
+
+def judge(path: Path, form: Form, cosine: float, quality_error: float | None) -> None:
+    """NumericsError when a file is further from the network than its form allows; also when that is no number."""
+    if not cosine >= form.limit:
+        raise NumericsError(f"{path}: onnxruntime is not the network: cosine {cosine:.7f}, expected at least "
+                            f"{form.limit} in {form.precision}")
+    if quality_error is not None and not quality_error <= form.quality_limit:
+        raise NumericsError(f"{path}: the quality is {quality_error:g} off, at most {form.quality_limit:g} in "
+                            f"{form.precision}")
 
 
 def split(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,17 +113,28 @@ def split(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_norms(source: Source, form: Form, images: np.ndarray | None) -> Norms:
-    """μ, σ and −τ for the quality output; SettingsError when neither the run nor images tell them."""
+    """μ, σ and −τ for the quality output.
+
+    SettingsError when neither the run nor images tell them, NumericsError when they tell nothing of pictures.
+    """
     if source.unit:
         raise SettingsError(f"{source.path}: --quality: its embeddings have unit length and no norm to judge by; "
                             "export it anew from what it was made of")
     if source.norms is not None and form.norms != "images":
-        return source.norms
-    if form.norms == "run":
+        norms = source.norms
+    elif form.norms == "run":
         raise SettingsError(f"{source.path}: --norms run: it tells no μ and σ; only runs with QAFace keep them")
-    if images is None:
+    elif images is None:
         raise SettingsError(f"{source.path}: --quality: no μ and σ of a QAFace run; --images SET to measure them on")
-    return measured_norms(source.embed(images[:NORMS]))
+    elif len(images) < LEAST_NORMS:
+        raise SettingsError(f"{source.path}: --quality: expected at least {LEAST_NORMS} images to measure μ and σ on, "
+                            f"got {len(images)} (of {2 * CHECK} or more, {CHECK} are for the comparison)")
+    else:
+        norms = measured_norms(source.embed(images[:NORMS]))
+    if not norms.deviation >= LEAST_SPREAD * norms.mean:
+        raise NumericsError(f"{source.path}: --quality: norms of {norms.mean:g} ± {norms.deviation:.1e} tell pictures "
+                            f"apart by nothing (σ/μ below {LEAST_SPREAD:g}); are its embeddings of unit length?")
+    return norms
 
 
 def build(

@@ -20,6 +20,8 @@ Preprocessing = Literal["outside", "inside", "uint8"]
 
 # The smallest cosine to the float32 network on any image that a file is written with.
 LEAST_COSINE: dict[str, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.9}
+# The largest error of a z-score that one is written with. Good files: 1e-5, 0.01, 0.4 (docs/deployment.md).
+MOST_QUALITY_ERROR: dict[str, float] = {"fp32": 0.01, "fp16": 0.1, "int8": 1.0}
 UNIT = "unit length"
 # Entries of a model file's info, or of an earlier export's metadata, that go into the metadata.
 PUBLISHED = ("backbone", "run", "step", "epoch", "scores")
@@ -56,6 +58,11 @@ class Form:
     def limit(self) -> float:
         """The smallest cosine that is accepted."""
         return LEAST_COSINE[self.precision] if self.least_cosine is None else self.least_cosine
+
+    @property
+    def quality_limit(self) -> float:
+        """The largest error of a z-score that is accepted."""
+        return MOST_QUALITY_ERROR[self.precision]
 
 
 def metadata(

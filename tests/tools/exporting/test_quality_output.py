@@ -1,6 +1,7 @@
 """The second output: the z-score of the norm, by the run's own statistics or by measured ones."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 from eval.pixels import normalise
 from recognition import checkpoint
@@ -23,6 +25,7 @@ from recognition.memory import VPL, Injection, Memory, QAFace, quality_weight
 from recognition.state import model_info
 from recognition.train import train
 from tools.export_onnx import export
+from tools.exporting import surroundings
 from tools.exporting.form import Form
 from tools.exporting.images import read_images
 from tools.exporting.quality import Norms, measured_norms, norms_of_info, norms_of_run
@@ -86,6 +89,44 @@ def test_without_statistics_it_takes_images(given_file: Callable[..., Path], tmp
         export(given_file(), tmp_path / "out.onnx", faces, form=Form(quality=True, norms="run"))
     with pytest.raises(SettingsError, match="give --quality as well"):
         Form(norms="run")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_norms_that_tell_nothing_are_refused(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray
+) -> None:
+    def unit(model: onnx.ModelProto) -> None:
+        model.graph.node[-1].output[0] = "raw"
+        model.graph.node.append(helper.make_node("LpNormalization", ["raw"], ["out"], axis=1, p=2))
+
+    with pytest.raises(NumericsError, match=r"norms of 1 ± \S+ tell .* \(σ/μ below 0.0001\); .* of unit length\?"):
+        export(given_file(change=unit), tmp_path / "out.onnx", faces, form=Form(quality=True))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_norms_want_a_hundred_images(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
+    with pytest.raises(SettingsError, match="at least 100 images to measure μ and σ on, got 99 "):
+        export(given_file(), tmp_path / "out.onnx", faces[:131], form=Form(quality=True))
+    norms = export(given_file(), tmp_path / "out.onnx", faces[:132], form=Form(quality=True)).norms
+    assert norms is not None
+    assert norms.source == "measured at export on 100 images"
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 0.01), ("fp16", 0.1), ("int8", 1.0)])
+def test_a_wrong_quality_is_not_written(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, monkeypatch: pytest.MonkeyPatch,
+    precision: str, limit: float,
+) -> None:
+    """Another μ in the graph than in its metadata, by a little more than the limit, stands in for a faulty exporter."""
+    add_length = surroundings.add_length
+
+    def faulty(graph: onnx.GraphProto, unit: bool, norms: Norms) -> None:
+        add_length(graph, unit, replace(norms, mean=norms.mean - 1.1 * limit * norms.deviation))
+
+    monkeypatch.setattr(surroundings, "add_length", faulty)
+    form = Form(precision, quality=True, least_cosine=0.5)  # type: ignore[arg-type]
+    with pytest.raises(NumericsError, match=rf"the quality is \S+ off, at most {limit:g} in {precision}"):
+        export(given_file(), tmp_path / "out.onnx", faces, form=form)
     assert not (tmp_path / "out.onnx").exists()
 
 
