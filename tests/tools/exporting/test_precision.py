@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from recognition.errors import NumericsError, SettingsError
 from tools.export_onnx import export
 from tools.exporting.form import Form
-from tools.exporting.precision import kept_in_float
+from tools.exporting.precision import kept_in_float, to_int8
 
 
 def types_of(path: Path) -> dict[str, set[int]]:
@@ -93,6 +93,24 @@ def test_the_first_layer_is_quantised_in_front_of_a_clip(
 
     export(given_file(change=clip), tmp_path / "int8.onnx", faces, form=Form("int8"))
     assert types_of(tmp_path / "int8.onnx")["Conv"] == set()
+
+
+def test_ranges_are_means_over_batches_of_their_extremes() -> None:
+    """Two batches of 16, one picture in the second with a hundredfold value: the range takes half of what it adds."""
+    weight = numpy_helper.from_array(np.ones((4, 3 * 112 * 112), np.float32) / 1e5, "w")
+    nodes = [helper.make_node("Flatten", ["data"], ["flat"], "flat"),
+             helper.make_node("Gemm", ["flat", "w"], ["embedding"], "gemm", transB=1)]
+    network = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 4])], [weight],
+    )  # fmt: skip
+    data = np.zeros((32, 3, 112, 112), np.float32)
+    data[:, 0, 0, 0], data[20, 0, 0, 0] = 1, 100
+    model = helper.make_model(network, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    quantised = to_int8(model, data).graph
+    first = next(node for node in quantised.node if node.op_type == "QuantizeLinear" and node.input[0] == "flat")
+    scale = next(tensor for tensor in quantised.initializer if tensor.name == first.input[1])
+    assert numpy_helper.to_array(scale) * 255 == pytest.approx((1 + 100) / 2)
 
 
 @pytest.mark.parametrize("behind", ["PRelu", "Clip"])
