@@ -157,7 +157,8 @@ def build(
     was_normalising = looks_normalising(model.graph)
     added = dataclasses.replace(form, unit=form.unit and not source.unit)
     surround(model, added, source.pixels, norms, source.inside is not None and form.preprocessing == "outside")
-    facts = metadata(form, source.pixels, embedding_size, source.known, norms, unit=source.unit, inside=source.inside)
+    told = norms or (None if form.unit or source.unit else source.norms)
+    facts = metadata(form, source.pixels, embedding_size, source.known, told, unit=source.unit, inside=source.inside)
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     try:

@@ -71,7 +71,8 @@ def metadata(
 ) -> dict[str, str]:
     """What a user of the file needs to know, as text.
 
-    pixels: what the network itself takes.  known: what is known of where it comes from.  norms: of the quality output.
+    pixels: what the network itself takes.  known: what is known of where it comes from.  norms: by
+    which the norm tells quality, in the graph or to who reads the file.
     unit: the network itself gives unit length.  inside: how it normalises pixels by itself.
     """
     outside = form.preprocessing == "outside"
@@ -87,8 +88,7 @@ def metadata(
         **{key: _without_folders(known[key]) for key in PUBLISHED if key in known},
     }
     if norms is not None:
-        facts |= {"quality_mean": norms.mean, "quality_std": norms.deviation, "quality_threshold": norms.threshold,
-                  "quality_source": norms.source}
+        facts |= norms.facts()
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 

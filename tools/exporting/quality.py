@@ -7,9 +7,10 @@ online one, and how near its norms are is measured in docs/deployment.md. Withou
 Proven by tests/tools/exporting/test_quality_output.py.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from recognition.distributed import Ranks
 from recognition.errors import NumericsError
 from recognition.memory import QAFace
 
+QUALITY_KEYS = ("quality_mean", "quality_std", "quality_threshold", "quality_source")  # of an exported file's metadata
+
 
 @dataclass(frozen=True)
 class Norms:
@@ -29,6 +32,10 @@ class Norms:
     deviation: float
     threshold: float
     source: str
+
+    def facts(self) -> dict[str, Any]:
+        """What an exported file says of them."""
+        return dict(zip(QUALITY_KEYS, (self.mean, self.deviation, self.threshold, self.source), strict=True))
 
     def z(self, norm: np.ndarray) -> np.ndarray:
         """Eq. 10, float64."""
@@ -43,9 +50,19 @@ def norms_of_info(info: Mapping[str, Any]) -> Norms | None:
     return _norms(found.get("mean"), found.get("deviation"), found.get("tau"), found.get("of"))
 
 
+def norms_of_metadata(said: Mapping[str, str]) -> Norms | None:
+    """The same of an exported file's metadata."""
+    try:
+        mean, deviation, threshold = (json.loads(said[key]) for key in QUALITY_KEYS[:3])
+        found = _norms(mean, deviation, -threshold, None)
+    except (KeyError, ValueError, TypeError):
+        return None
+    return found and replace(found, source=said.get(QUALITY_KEYS[3], "the exported file's metadata"))
+
+
 def norms_of_run(folder: Path) -> Norms | None:
     """The same of a run's newest good checkpoint, for model files from before they carried it; CheckpointError."""
-    if not checkpoint.saves_in(folder):
+    if not (_may_keep_norms(folder) and checkpoint.saves_in(folder)):
         return None
     saved = checkpoint.open_save(folder, Ranks())
     settings, statistics = saved.state.get("settings", {}), saved.replicated().get("memory.statistics")
@@ -53,6 +70,14 @@ def norms_of_run(folder: Path) -> Norms | None:
         return None
     mean, deviation, _ = statistics.tolist()
     return _norms(mean, deviation, settings.get("head.inject.tau"), settings.get("head.inject.norm_source"))
+
+
+def _may_keep_norms(folder: Path) -> bool:
+    """False where the run's config.json has another injection: no checkpoint has to be read through for that."""
+    try:
+        return bool(json.loads((folder / "config.json").read_text())["settings"]["head.inject"] == "qaface")
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _norms(mean: Any, deviation: Any, tau: Any, of: Any) -> Norms | None:

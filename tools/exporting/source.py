@@ -24,7 +24,7 @@ from recognition.backbones.model_file import is_state_dict, load_model, read_che
 from recognition.errors import CheckpointError, SettingsError
 from tools.exporting import graph
 from tools.exporting.form import PUBLISHED, UNIT
-from tools.exporting.quality import Norms, norms_of_info, norms_of_run
+from tools.exporting.quality import Norms, norms_of_info, norms_of_metadata, norms_of_run
 
 IMAGES_AT_ONCE = 8  # of torch on a CPU: what is computed has to stay in the cache
 
@@ -55,8 +55,8 @@ def open_source(
 ) -> Source:
     """Open a run folder, a .pt file (`backbone` names a bare state dict's) or an .onnx file.
 
-    `given`: what pixels an .onnx file or a bare state dict takes.  `wants_norms`: look for the run's μ and σ in its
-    checkpoints where the model file has none.
+    `given`: what pixels an .onnx file or a bare state dict takes.  `wants_norms`: fail where a run's
+    checkpoints cannot be read, which are looked at for μ and σ that its model file does not tell.
     CheckpointError when there is no usable model; SettingsError when an ONNX file cannot be taken on, when `backbone`
     is said of one, or when `given` contradicts a model file of this project, whose pixels are known.
     """
@@ -68,8 +68,12 @@ def open_source(
     module, settings, info = load_model(file, backbone)
     pixels = _pixels_of_weights(file, given)
     norms = norms_of_info(info)
-    if norms is None and wants_norms and path.is_dir():
-        norms = norms_of_run(path)
+    if norms is None and path.is_dir():
+        try:
+            norms = norms_of_run(path)
+        except CheckpointError:
+            if wants_norms:
+                raise
     model = graph.trace(module)
     graph.fold_norm_before_linear(model.graph)
     graph.tidy(model)
@@ -113,9 +117,10 @@ def _of_onnx(path: Path, given: Given) -> Source:
     known = {key: _read(value) for key, value in said.items() if key in PUBLISHED}
     ours = described_pixels(said, path) is not None
     unit = ours and said.get("embedding") == UNIT
+    norms = norms_of_metadata(said) if ours and not unit else None
     batch = _make_bare(model, path)
     inside = _inside(said if ours else {}, reference.pixels)
-    return Source(path, model, reference.embed, reference.pixels, known, None, batch, unit, inside)
+    return Source(path, model, reference.embed, reference.pixels, known, norms, batch, unit, inside)
 
 
 def _inside(said: Mapping[str, str], pixels: Pixels) -> str | None:

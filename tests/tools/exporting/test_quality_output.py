@@ -12,10 +12,12 @@ import pytest
 import torch
 from onnx import helper
 
+from eval.embed import load_embedder
+from eval.norm_quality import NormQuality
 from eval.pixels import normalise
 from recognition import checkpoint
-from recognition.backbones import BackboneSettings
-from recognition.backbones.model_file import load_model
+from recognition.backbones import BackboneSettings, build
+from recognition.backbones.model_file import load_model, save_model
 from recognition.config import Config, DataSettings, EvaluationSettings, LogSettings
 from recognition.distributed import Ranks
 from recognition.errors import NumericsError, SettingsError
@@ -28,7 +30,7 @@ from tools.export_onnx import export
 from tools.exporting import surroundings
 from tools.exporting.form import Form
 from tools.exporting.images import read_images
-from tools.exporting.quality import Norms, measured_norms, norms_of_info, norms_of_run
+from tools.exporting.quality import Norms, measured_norms, norms_of_info, norms_of_metadata, norms_of_run
 
 INFO = {"norms": {"mean": 11.0, "deviation": 1.5, "tau": 2.5, "of": "momentum"}}
 
@@ -62,6 +64,48 @@ def test_quality_is_the_z_score_of_the_raw_norm(
     assert float(facts["quality_std"]) == norms.deviation
     assert float(facts["quality_threshold"]) == -2.0
     assert facts["quality_source"] == norms.source
+
+
+def facts_of(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+
+
+def test_a_file_without_the_output_tells_the_runs_norms(tmp_path: Path, faces: np.ndarray) -> None:
+    settings = BackboneSettings("tiny", embedding_size=16)
+    save_model(tmp_path / "model.pt", build(settings), settings, INFO)
+    plain, half, unit, two = (tmp_path / f"{name}.onnx" for name in ("plain", "half", "unit", "two"))
+    export(tmp_path / "model.pt", plain, faces[:2])
+    export(plain, half, faces[:2], form=Form("fp16"))
+    export(plain, unit, faces[:2], form=Form(unit=True))
+    export(plain, two, faces[:2], form=Form(quality=True))
+    told = {"quality_mean": "11.0", "quality_std": "1.5", "quality_threshold": "-2.5",
+            "quality_source": "training: the momentum backbone on augmented images"}
+    for path in (plain, half, two):
+        assert {key: value for key, value in facts_of(path).items() if key.startswith("quality")} == told
+    assert [node.name for node in onnx.load(str(plain)).graph.output] == ["embedding"]
+    assert not [key for key in facts_of(unit) if key.startswith("quality")]
+    assert load_embedder(plain, 1, "cpu").quality == NormQuality(11.0, 1.5, -2.5)
+    found = outputs(two, faces[:5])
+    z = norms_of_info(INFO).z(np.linalg.norm(found["embedding"], axis=1))  # type: ignore[union-attr]
+    np.testing.assert_allclose(found["quality"], z, atol=1e-3)
+
+
+@pytest.mark.parametrize("said", [{}, {"quality_mean": "1", "quality_std": "0", "quality_threshold": "-2"},
+                                  {"quality_mean": "grey", "quality_std": "1", "quality_threshold": "-2"},
+                                  {"quality_mean": "1", "quality_std": "1", "quality_threshold": "[]"}])
+def test_metadata_that_tell_no_norms(said: dict[str, str]) -> None:
+    assert norms_of_metadata(said) is None
+
+
+def test_no_checkpoint_is_read_for_norms_that_it_cannot_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(checkpoint, "saves_in", lambda folder: asked.append(folder))
+    for injection in ("vpl", "qaface"):
+        (tmp_path / "config.json").write_text(f'{{"settings": {{"head.inject": "{injection}"}}}}')
+        assert norms_of_run(tmp_path) is None
+    assert len(asked) == 1
 
 
 def test_below_the_threshold_is_what_training_ignores() -> None:
