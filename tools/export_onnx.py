@@ -24,7 +24,8 @@ Proven by tests/tools/test_export_onnx.py and tests/tools/exporting/.
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ from tools.exporting.quality import Norms, measured_norms
 from tools.exporting.source import Source, free_batch, open_source
 from tools.exporting.surroundings import looks_normalising, surround
 
+Images = np.ndarray | Callable[[int], np.ndarray]
+
 CHECK = max(BATCHES)  # images that the file is compared on
 CALIBRATION = 256  # images that int8 takes its ranges from: more gains nothing measurable
 NORMS = 1000  # images that μ and σ are measured on
@@ -52,13 +55,14 @@ LEAST_SPREAD = 1e-4  # σ/μ: below it the norm is what rounding left of unit le
 
 
 def export(
-    model_path: Path, out: Path, images: np.ndarray | None = None, backbone: str | None = None,
+    model_path: Path, out: Path, images: Images | None = None, backbone: str | None = None,
     form: Form | None = None, *, given: Given | None = None, pairs: Sequence[Path] = (),
 ) -> ParityReport:
     """Write the model at `model_path` (run folder, .pt or .onnx; `backbone` names a bare state dict's) to `out`.
 
-    `images`, uint8 RGB [n, 112, 112, 3], are what the file is compared on; generated ones without them. int8 is
-    calibrated, and norms are measured, on them too: the comparison keeps 32 for itself when there are 64 or more.
+    `images`, uint8 RGB [n, 112, 112, 3] or what reads at most so many, are what the file is compared on; generated ones
+    without them. int8 is calibrated, and norms are measured, on them too: the comparison keeps 32 for itself when there
+    are 64 or more.
     `form`: what the file is to be like.  `given`: what an .onnx file or a bare state dict takes.  `pairs`: sets to
     verify on.
     NumericsError when a cosine (0.99999 in float32) or a z is beyond the form's limits, CheckpointError when there is
@@ -67,24 +71,16 @@ def export(
     """
     started = time.perf_counter()
     form = form or Form()
-    if images is not None and (images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3)
-                               or not len(images)):
-        raise ValueError(f"images: expected uint8 [n, 112, 112, 3], got {images.dtype} {list(images.shape)}")
     source = open_source(model_path, backbone, given, form.quality and form.norms != "images")
     if out.exists() and out.samefile(source.path):
         raise SettingsError(f"{out}: is the file to be exported; give another OUT")
-    check, rest = (generated_images(CHECK), None) if images is None else split(images)
+    given_images = None if images is None else faces(images, source, form)
+    check, rest = (generated_images(CHECK), None) if given_images is None else split(given_images)
     norms = find_norms(source, form, rest) if form.quality else None
     model, fp32_bytes = build(source, form, norms, rest)
     content = model.SerializeToString()
-    exported = Exported(content, source.pixels, form)
-    try:
-        rows, mean_cosine, quality_error = compare(exported, source.embed, check, form, norms)
-    except SettingsError as problem:
-        hint = f"; --batch {source.batch} keeps the size that it was made for" if source.batch else ""
-        raise SettingsError(f"{source.path}: {problem}{hint}") from None
+    rows, mean_cosine, quality_error = held_against(source, content, check, form, norms)
     error, cosine = max(row[1] for row in rows), min(row[2] for row in rows)
-    judge(source.path, form, cosine, quality_error)
     verification = verify(content, source.embed, pairs) if pairs else ()
     write_atomically(out, content)
     seen = "generated images" if images is None else f"{len(check)} given images"
@@ -93,14 +89,38 @@ def export(
                         quality_error, norms, verification)
 
 
-def judge(path: Path, form: Form, cosine: float, quality_error: float | None) -> None:
-    """NumericsError when a file is further from the network than its form allows; also when that is no number."""
+def faces(images: Images, source: Source, form: Form) -> np.ndarray:
+    """The images at hand, as many as this export has a use for; ValueError when they are of another shape or type."""
+    if callable(images):
+        measures = form.quality and form.norms != "run" and (source.norms is None or form.norms == "images")
+        images = images(CHECK + max(CALIBRATION if form.precision == "int8" else 0, NORMS if measures else 0))
+    if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
+        raise ValueError(f"images: expected uint8 [n, 112, 112, 3], got {images.dtype} {list(images.shape)}")
+    return images
+
+
+def held_against(
+    source: Source, content: bytes, images: np.ndarray, form: Form, norms: Norms | None
+) -> tuple[tuple[tuple[int, float, float], ...], float, float | None]:
+    """What `compare` finds of the file's content.
+
+    NumericsError when the file is further from the network than its form allows; also when that is no number.
+    """
+    path = source.path
+    try:
+        rows, mean_cosine, quality_error = compare(
+            Exported(content, source.pixels, form), source.embed, images, form, norms)
+    except SettingsError as problem:
+        hint = f"; --batch {source.batch} keeps the size that it was made for" if source.batch else ""
+        raise SettingsError(f"{path}: {problem}{hint}") from None
+    cosine = min(row[2] for row in rows)
     if not cosine >= form.limit:
         raise NumericsError(f"{path}: onnxruntime is not the network: cosine {cosine:.7f}, expected at least "
                             f"{form.limit} in {form.precision}")
     if quality_error is not None and not quality_error <= form.quality_limit:
         raise NumericsError(f"{path}: the quality is {quality_error:g} off, at most {form.quality_limit:g} in "
                             f"{form.precision}")
+    return rows, mean_cosine, quality_error
 
 
 def split(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,9 +199,8 @@ def main(arguments: Sequence[str]) -> int | None:
     out = options.out or default_out(options.run, form)
     check_places(out, options.json, options.pairs)
     images = options.images or (run_images(options.run) if options.run.is_dir() else None)
-    needed = CHECK + max(CALIBRATION if form.precision == "int8" else 0, NORMS if form.quality else 0)
     report = export(
-        options.run, out, None if images is None else read_images(images, needed), options.backbone, form,
+        options.run, out, None if images is None else partial(read_images, images), options.backbone, form,
         given=Given(options.mean, options.std, options.color_order), pairs=options.pairs,
     )
     if images is not None:

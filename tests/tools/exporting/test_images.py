@@ -1,5 +1,6 @@
 """Which faces an export looks at."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,9 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+from recognition.backbones import BackboneSettings, build
+from recognition.backbones.model_file import save_model
 from recognition.data.shard_writer import ShardWriter
 from recognition.errors import DataError
+from tools.export_onnx import faces
+from tools.exporting.form import Form
 from tools.exporting.images import generated_images, read_images, run_images
+from tools.exporting.source import open_source
 
 
 def test_generated_images_are_always_the_same_and_not_flat() -> None:
@@ -65,3 +71,22 @@ def test_images_of_the_run_are_found_in_its_config(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.rec").write_bytes(b"")
     assert run_images(tmp_path) == tmp_path / "set"
+
+
+def test_no_more_are_read_than_have_a_use(tmp_path: Path) -> None:
+    settings = BackboneSettings("tiny", embedding_size=16)
+    norms = {"mean": 11.0, "deviation": 1.5, "tau": 2.5, "of": "momentum"}
+    save_model(tmp_path / "model.pt", build(settings), settings, {"norms": norms})
+    source = open_source(tmp_path / "model.pt")
+    asked = []
+
+    def read(count: int) -> np.ndarray:
+        asked.append(count)
+        return generated_images(1)
+
+    for form in (Form(), Form("fp16"), Form("int8"), Form(quality=True), Form("int8", quality=True),
+                 Form(quality=True, norms="run"), Form(quality=True, norms="images")):
+        faces(read, source, form)
+    assert asked == [32, 32, 288, 32, 288, 32, 1032]
+    faces(read, dataclasses.replace(source, norms=None), Form("int8", quality=True))
+    assert asked[-1] == 1032
