@@ -1,7 +1,7 @@
 """How every run ends: the last model as one ONNX file, that file scored on all sets configured, one table.
 
     RUN/model.onnx         exported from model_last.pt, checked against torch
-    RUN/evaluation.json    {"model", "run": {"settings", "data", "sets"}, "parity", "verification": [...],
+    RUN/evaluation.json    {"model", "network": digest of the weights, "run": {"settings", "data", "sets"}, "parity", "verification": [...],
                             "curves": [...], "ijb": {folder: {...}}}
     RUN/report.html        all of it in one page (eval/report.py)
     RUN/ijb_cache/         the embeddings of IJB, so that a killed evaluation goes on
@@ -46,6 +46,7 @@ def finish(config: Config) -> dict[str, Any]:
            for folder in config.evaluation.ijb}
     results = {
         "model": str(model),
+        "network": parity.network,
         "run": evaluated_run(config),
         "parity": {"max_abs_error": parity.max_abs_error, "min_cosine": parity.min_cosine},
         "verification": verification,

@@ -16,6 +16,7 @@ its metadata. Nothing is written unless the graph passes the checker and agrees 
     exporting/quality.py       μ and σ of the norms
     exporting/surroundings.py  pixels in front, unit length and quality behind
     exporting/parity.py        the file against the network
+    exporting/scores.py        whose accuracy it states
     exporting/images.py        faces to do that with
 
 Proven by tests/tools/test_export_onnx.py and tests/tools/exporting/.
@@ -42,6 +43,7 @@ from tools.exporting.options import check_places, default_out, form_in, parse
 from tools.exporting.parity import BATCHES, Exported, ParityReport, compare, verify
 from tools.exporting.precision import to_half, to_int8
 from tools.exporting.quality import Norms, measured_norms
+from tools.exporting.scores import state_scores
 from tools.exporting.source import Source, free_batch, open_source
 from tools.exporting.surroundings import looks_normalising, surround
 
@@ -81,12 +83,15 @@ def export(
     content = model.SerializeToString()
     rows, mean_cosine, quality_error = held_against(source, content, check, form, norms)
     error, cosine = max(row[1] for row in rows), min(row[2] for row in rows)
-    verification = verify(content, source.embed, pairs) if pairs else ()
+    verification, scores = verify(content, source.embed, pairs) if pairs else ((), [])
+    if scores:
+        state_scores(model, scores)
+        content = model.SerializeToString()
     write_atomically(out, content)
     seen = "generated images" if images is None else f"{len(check)} given images"
     seconds = time.perf_counter() - started
     return ParityReport(error, cosine, rows, seen, len(content), seconds, form.precision, fp32_bytes, mean_cosine,
-                        quality_error, norms, verification)
+                        quality_error, norms, verification, source.network)
 
 
 def faces(images: Images, source: Source, form: Form) -> np.ndarray:

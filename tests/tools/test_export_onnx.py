@@ -139,7 +139,7 @@ def test_metadata_says_how_to_use_it(exported: Callable[[str], Path]) -> None:
         "input_size": "[112, 112]", "color_order": "RGB", "mean": "127.5", "std": "127.5", "embedding_size": "64",
         "preprocessing": "outside", "precision": "fp32", "embedding": "raw",
         "backbone": "tiny", "run": "demo", "step": "12", "epoch": "2",
-        "scores": '[{"set": "lfw.bin", "accuracy": 0.9}]',
+        "scores": '[{"set": "lfw.bin", "accuracy": 0.9}]', "scores_of": "float32 network",
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ LEAST_COSINE: dict[str, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.9}
 # The largest error of a z-score that one is written with. Good files: 1e-5, 0.01, 0.4 (docs/deployment.md).
 MOST_QUALITY_ERROR: dict[str, float] = {"fp32": 0.01, "fp16": 0.1, "int8": 1.0}
 UNIT = "unit length"
+FLOAT32 = "float32 network"  # whose scores they are
 # Entries of a model file's info, or of an earlier export's metadata, that go into the metadata.
 PUBLISHED = ("backbone", "run", "step", "epoch", "scores")
 
@@ -85,8 +86,10 @@ def metadata(
         "precision": form.precision,
         "embedding": UNIT if form.unit or unit else "raw",
         "embedding_size": embedding_size,
-        **{key: _without_folders(known[key]) for key in PUBLISHED if key in known},
+        **{key: without_folders(known[key]) for key in PUBLISHED if key in known},
     }
+    if facts.get("scores"):
+        facts["scores_of"] = FLOAT32
     if norms is not None:
         facts |= norms.facts()
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
@@ -96,12 +99,12 @@ def _short(values: tuple[float, ...]) -> float | list[float]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """The value with every path in it cut to its last part: a published file should not tell of its maker's disk."""
     if isinstance(value, Mapping):
-        return {_without_folders(key): _without_folders(child) for key, child in value.items()}
+        return {without_folders(key): without_folders(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_folders(child) for child in value]
+        return [without_folders(child) for child in value]
     if isinstance(value, str):
         return PurePosixPath(PureWindowsPath(value).as_posix()).name if "/" in value or "\\" in value else value
     return value

@@ -46,6 +46,8 @@ class ParityReport:
     norms: Norms | None = None
     verification: tuple[dict[str, Any], ...] = field(default=())
     """{"set", "pairs", "before", "after", "difference"} of each set: accuracy."""
+    network: str = ""
+    """Which weights it was made of (tools/exporting/scores.py); empty of an ONNX file's."""
 
     def table(self) -> PrettyTable:
         """One row a batch size."""
@@ -113,20 +115,25 @@ def compare(
     return tuple(rows), cosines[-1], max(errors) if errors else None
 
 
-def verify(content: bytes, embed: Embed, sets: Sequence[Path], progress: bool = True) -> tuple[dict[str, Any], ...]:
-    """Accuracy on verification sets of the reference and of the file, opened as any evaluation opens it; DataError."""
+def verify(
+    content: bytes, embed: Embed, sets: Sequence[Path], progress: bool = True
+) -> tuple[tuple[dict[str, Any], ...], list[dict[str, Any]]]:
+    """Accuracy on verification sets of the reference and of the file, and all figures of the file; DataError.
+
+    The file is opened as any evaluation opens it.
+    """
     from eval.verification import evaluate, load_set
 
-    rows = []
+    rows, figures = [], []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         file.write_bytes(content)
-        after = load_embedder(file, device="cpu", given=Given(output=OUTPUT))
+        exported = load_embedder(file, device="cpu", given=Given(output=OUTPUT))
         for path in sets:
             pairs = load_set(path)
-            figures = [evaluate(side, pairs, progress=progress)["accuracy"] for side in (embed, after.embed)]
-            rows.append({"set": pairs.name, "pairs": len(pairs.issame), "before": figures[0], "after": figures[1],
-                         "difference": figures[1] - figures[0]})
-    return tuple(rows)
-
-
+            before = evaluate(embed, pairs, progress=progress)["accuracy"]
+            figures.append(evaluate(exported.embed, pairs, progress=progress))
+            after = figures[-1]["accuracy"]
+            rows.append({"set": pairs.name, "pairs": len(pairs.issame), "before": before, "after": after,
+                         "difference": after - before})
+    return tuple(rows), figures

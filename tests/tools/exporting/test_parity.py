@@ -52,10 +52,11 @@ def test_before_is_of_the_reference_and_after_of_the_file(
     def useless(images: np.ndarray) -> np.ndarray:
         return np.random.default_rng(len(images)).normal(size=(len(images), 8)).astype(np.float32)
 
-    (row,) = verify(out.read_bytes(), useless, [pairs], progress=False)
+    (row,), (figures,) = verify(out.read_bytes(), useless, [pairs], progress=False)
     before, after = (evaluate(embed, load_bin(pairs))["accuracy"] for embed in (useless, load_embedder(out, 1).embed))
     assert before < after
     assert (row["before"], row["after"], row["difference"]) == (before, after, after - before)
+    assert (figures["set"], figures["accuracy"]) == ("pairs", after)
 
 
 def test_a_file_is_compared_as_it_is_asked_for(

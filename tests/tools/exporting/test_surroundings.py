@@ -172,6 +172,6 @@ def test_metadata_tell_the_form(given_file: Callable[..., Path], tmp_path: Path,
     assert facts_of(out) == {
         "input_size": "[112, 112]", "color_order": "RGB", "mean": "127.5", "std": "127.5", "preprocessing": "outside",
         "precision": "fp16", "embedding": "unit length", "embedding_size": "16", "run": "demo",
-        "scores": '[{"set": "lfw.bin", "accuracy": 0.9}]',
+        "scores": '[{"set": "lfw.bin", "accuracy": 0.9}]', "scores_of": "float32 network",
     }  # fmt: skip
     assert b"someone" not in out.read_bytes()

@@ -1,0 +1,65 @@
+"""Whose accuracy an exported file states, and on which sets it is measured.
+
+`scores` in a file's metadata are the file's own where it was measured on --pairs at its export; else those of the
+float32 network that it was made of: of its training, or, where that kept none, of the run's evaluation, if it is of
+exactly these weights. `scores_of` says which. Proven by tests/tools/exporting/test_scores.py.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from recognition.data.dataset import split_roots
+from tools.exporting.form import without_folders
+
+THIS_FILE = "this file"
+
+
+def digest(state: Mapping[str, torch.Tensor]) -> str:
+    """What tells a network's weights from all others, SHA-256."""
+    found = hashlib.sha256()
+    for key in sorted(key for key in state if not key.endswith("num_batches_tracked")):
+        found.update(f"{key} {list(state[key].shape)} {state[key].dtype}\n".encode())
+        found.update(state[key].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def scores_of_run(folder: Path, network: str) -> list[dict[str, Any]]:
+    """The figures in a run's evaluation.json if they are of the weights with this digest; else none."""
+    try:
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        rows = evaluation["verification"] if evaluation.get("network") == network else []
+    except (OSError, ValueError, KeyError, AttributeError):
+        return []
+    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
+
+
+def state_scores(model: onnx.ModelProto, scores: list[dict[str, Any]]) -> None:
+    """Write a file's own figures into its metadata, in place of others."""
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    kept |= {"scores": json.dumps(without_folders(scores)), "scores_of": THIS_FILE}
+    onnx.helper.set_model_props(model, kept)
+
+
+def run_sets(run: Path) -> tuple[list[Path], list[str]]:
+    """The verification sets that a run folder's config.json names: files that are there, names of those that are not.
+
+    Each is a path, or NAME or NAME.bin beside the training set, as for the run itself.
+    """
+    try:
+        settings = json.loads((run / "config.json").read_text())["settings"]
+        names, roots = settings["evaluation.sets"], split_roots(settings["data.root"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], []
+    found, missing = [], []
+    for name in names if isinstance(names, list) else []:
+        places = [Path(name), *(root / file for root in roots for file in (name, f"{name}.bin"))]
+        place = next((path for path in places if path.is_file()), None)
+        found += [] if place is None else [place]
+        missing += [name] if place is None else []
+    return found, missing
