@@ -39,7 +39,7 @@ from recognition.backbones.model_file import write_atomically
 from recognition.errors import NumericsError, SettingsError, run_command
 from tools.exporting.form import Form, metadata
 from tools.exporting.images import generated_images, read_images, run_images
-from tools.exporting.options import check_places, default_out, form_in, parse
+from tools.exporting.options import check_places, default_out, form_in, pairs_in, parse
 from tools.exporting.parity import BATCHES, Exported, ParityReport, compare, verify
 from tools.exporting.precision import to_half, to_int8
 from tools.exporting.quality import Norms, measured_norms
@@ -202,11 +202,12 @@ def main(arguments: Sequence[str]) -> int | None:
     options = parse(arguments)
     form = form_in(options)
     out = options.out or default_out(options.run, form)
-    check_places(out, options.json, options.pairs)
+    pairs, unmeasured = pairs_in(options)
+    check_places(out, options.json, pairs)
     images = options.images or (run_images(options.run) if options.run.is_dir() else None)
     report = export(
         options.run, out, None if images is None else partial(read_images, images), options.backbone, form,
-        given=Given(options.mean, options.std, options.color_order), pairs=options.pairs,
+        given=Given(options.mean, options.std, options.color_order), pairs=pairs,
     )
     if images is not None:
         report = dataclasses.replace(report, images=f"{report.images} of {images}")
@@ -215,6 +216,8 @@ def main(arguments: Sequence[str]) -> int | None:
         print(line)
     if report.verification:
         print(report.verification_table())
+    for line in unmeasured:
+        print(line)
     print(f"{out}: {report.num_bytes / 1e6:.1f} MB, {report.seconds:.1f} s")
     if options.json:
         from eval.verification import write_json

@@ -15,6 +15,7 @@ from eval.model_options import _divisor, _pixels
 from eval.pixels import COLOR_ORDERS
 from recognition.errors import SettingsError
 from tools.exporting.form import Form
+from tools.exporting.scores import run_sets
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,8 +44,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     form.add_argument("--norms", choices=("run", "images"), help="whose μ and σ that takes (the run's if it has any)")
     form.add_argument("--least-cosine", type=float, metavar="C", help="accept a file that is so near to float32")
     checks = parser.add_argument_group("what it is held against")
-    checks.add_argument("--pairs", type=Path, nargs="+", default=[], metavar="SET",
-                        help="verification sets: accuracy before and after")
+    checks.add_argument("--pairs", type=Path, nargs="*", metavar="SET", help="verification sets: accuracy before and "
+                        "after (default for fp16 and int8: the run's own; none: not measured)")
     checks.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     others = parser.add_argument_group("what an .onnx file or a bare state dict takes "
                                        "(default: found from the file; 127.5, 127.5, RGB)")
@@ -75,6 +76,15 @@ def default_out(run: Path, form: Form) -> Path:
         "" if form.batch is None else f"b{form.batch}",
     ]
     return stem.with_name("_".join([stem.name, *filter(None, unusual)]) + ".onnx")
+
+
+def pairs_in(options: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The sets to verify on, and what to say of those that are not: of fp16 and int8, whose accuracy may be another."""
+    if options.pairs is not None or options.precision == "fp32":
+        return options.pairs or [], []
+    found, missing = run_sets(options.run) if options.run.is_dir() else ([], [])
+    said = [f"accuracy not measured on {name}: the run's set is not there; --pairs" for name in missing]
+    return found, said or ([] if found else ["accuracy not measured: --pairs"])
 
 
 def check_places(out: Path, figures: Path | None, pairs: Sequence[Path]) -> None:

@@ -1,13 +1,16 @@
 """The command line of an export: what it refuses in one line, and where files go by default."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from recognition.backbones import BackboneSettings, build
+from recognition.backbones.model_file import save_model
 from recognition.errors import DataError, SettingsError
 from tools.export_onnx import main
 from tools.exporting.form import Form
-from tools.exporting.options import check_places, default_out, form_in, parse
+from tools.exporting.options import check_places, default_out, form_in, pairs_in, parse
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,39 @@ def test_the_command_looks_at_them_first(tmp_path: Path) -> None:
         main([str(tmp_path / "theirs.onnx"), str(tmp_path / "none" / "out.onnx")])
     with pytest.raises(DataError, match=r"none\.bin"):
         main([str(tmp_path / "theirs.onnx"), str(tmp_path / "out.onnx"), "--pairs", str(tmp_path / "none.bin")])
+
+
+def test_a_run_is_verified_on_its_own_sets(tmp_path: Path) -> None:
+    (tmp_path / "lfw.bin").write_bytes(b"")
+    settings = {"data.root": str(tmp_path), "evaluation.sets": ["lfw", "cfp"]}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
+
+    def pairs(*arguments: str, run: Path = tmp_path) -> tuple[list[Path], list[str]]:
+        return pairs_in(parse([str(run), *arguments]))
+
+    missing = ["accuracy not measured on cfp: the run's set is not there; --pairs"]
+    for precision in ("fp16", "int8"):
+        assert pairs("--precision", precision) == ([tmp_path / "lfw.bin"], missing)
+        assert pairs("--precision", precision, run=Path("theirs.onnx")) == ([], ["accuracy not measured: --pairs"])
+        assert pairs("--precision", precision, "--pairs") == ([], []), "asked not to"
+        assert pairs("--precision", precision, "--pairs", "other.bin") == ([Path("other.bin")], [])
+    assert pairs() == ([], []), "float32 is the network"
+    assert pairs("--pairs", "a", "b") == ([Path("a"), Path("b")], [])
+
+
+def test_the_command_measures_a_runs_accuracy(
+    tmp_path: Path, small_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = BackboneSettings("tiny", embedding_size=16)
+    save_model(tmp_path / "model_last.pt", build(settings), settings, {})
+    config = {"data.root": str(small_set), "evaluation.sets": ["pairs"]}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": config}))
+    run = [str(tmp_path), "--precision", "fp16"]
+    main(run)
+    said = capsys.readouterr().out
+    assert "accuracy before" in said
+    assert "not measured" not in said
+    main([*run, "--pairs"])
+    assert "accuracy" not in capsys.readouterr().out
+    main([str(tmp_path / "model_last.pt"), "--precision", "fp16"])
+    assert "\naccuracy not measured: --pairs\n" in capsys.readouterr().out
