@@ -51,6 +51,7 @@ Images = np.ndarray | Callable[[int], np.ndarray]
 
 CHECK = max(BATCHES)  # images that the file is compared on
 CALIBRATION = 256  # images that int8 takes its ranges from: more gains nothing measurable
+FEW = 64  # images, below which its ranges are a few pictures' own
 NORMS = 1000  # images that μ and σ are measured on
 LEAST_NORMS = 100  # images, for μ and σ that mean something
 LEAST_SPREAD = 1e-4  # σ/μ: below it the norm is what rounding left of unit length
@@ -90,8 +91,9 @@ def export(
     write_atomically(out, content)
     seen = "generated images" if images is None else f"{len(check)} given images"
     seconds = time.perf_counter() - started
+    calibration = calibrated_on(source, form, rest), given_images is not None and len(given_images) >= 2 * CHECK
     return ParityReport(error, cosine, rows, seen, len(content), seconds, form.precision, fp32_bytes, mean_cosine,
-                        quality_error, norms, verification, source.network)
+                        quality_error, norms, verification, source.network, *calibration)
 
 
 def faces(images: Images, source: Source, form: Form) -> np.ndarray:
@@ -162,6 +164,14 @@ def find_norms(source: Source, form: Form, images: np.ndarray | None) -> Norms:
     return norms
 
 
+def calibrated_on(source: Source, form: Form, images: np.ndarray | None) -> int:
+    """How many of the images int8 takes its ranges from: where the batch stays fixed, those that fill one."""
+    if images is None or form.precision != "int8":
+        return 0
+    batch = source.batch if source.batch == form.batch else None
+    return min(len(images), CALIBRATION) // (batch or 1) * (batch or 1)
+
+
 def build(
     source: Source, form: Form, norms: Norms | None, images: np.ndarray | None
 ) -> tuple[onnx.ModelProto, int]:
@@ -178,7 +188,10 @@ def build(
     elif form.precision == "int8":
         if images is None:
             raise SettingsError(f"{source.path}: --precision int8 is calibrated on faces: --images SET")
-        model = to_int8(model, source.pixels.prepare(images[:CALIBRATION]), batch)
+        if not (count := calibrated_on(source, form, images)):
+            raise SettingsError(f"{source.path}: --precision int8: {len(images)} images do not fill its batch of "
+                                f"{batch}")
+        model = to_int8(model, source.pixels.prepare(images[:count]), batch)
     was_normalising = looks_normalising(model.graph)
     added = dataclasses.replace(form, unit=form.unit and not source.unit)
     surround(model, added, source.pixels, norms, source.inside is not None and form.preprocessing == "outside")
@@ -232,6 +245,9 @@ def lines(report: ParityReport) -> list[str]:
     if report.precision != "fp32":
         said.append(f"{report.precision}: {report.num_bytes / report.fp32_bytes:.2f} of float32's "
                     f"{report.fp32_bytes / 1e6:.1f} MB, cosine {report.mean_cosine:.5f} on average")
+    if report.precision == "int8" and report.calibrated < FEW:
+        same = "" if report.separate else ", and the comparison is on the same pictures"
+        said.append(f"warning: int8 is calibrated on {report.calibrated} images, fewer than {FEW}{same}; --images SET")
     if report.norms is not None:
         norms = report.norms
         said.append(f"quality: (norm − {norms.mean:.3f}) / {norms.deviation:.3f}, {norms.source}; below "

@@ -48,6 +48,10 @@ class ParityReport:
     """{"set", "pairs", "before", "after", "difference"} of each set: accuracy."""
     network: str = ""
     """Which weights it was made of (tools/exporting/scores.py); empty of an ONNX file's."""
+    calibrated: int = 0
+    """How many images int8 takes its ranges from."""
+    separate: bool = False
+    """Whether it was compared on others than those."""
 
     def table(self) -> PrettyTable:
         """One row a batch size."""

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from recognition.errors import NumericsError, SettingsError
-from tools.export_onnx import export
+from tools.export_onnx import export, lines
 from tools.exporting.form import Form
 from tools.exporting.precision import kept_in_float, to_int8
 
@@ -140,6 +140,26 @@ def test_int8_wants_images_and_says_so(given_file: Callable[..., Path], tmp_path
     export(given_file(), tmp_path / "half.onnx", faces, form=Form("fp16"))
     with pytest.raises(SettingsError, match="expected a float32 network"):
         export(tmp_path / "half.onnx", tmp_path / "out.onnx", faces)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "said"),
+    [(160, None, None), (96, None, None), (95, None, "63 images, fewer than 64; --images SET"),
+     (63, None, "63 images, fewer than 64, and the comparison is on the same pictures; --images SET"),
+     (120, 30, "60 images, fewer than 64; --images SET")],
+)  # fmt: skip
+def test_few_images_to_calibrate_on_are_told(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray, count: int, batch: int | None, said: str | None
+) -> None:
+    """Of 64 or more, 32 are kept for the comparison; what does not fill a fixed batch is left out."""
+    form = Form("int8", batch=batch)
+    report = export(given_file(batch or "n"), tmp_path / "out.onnx", faces[:count], form=form)
+    warned = [line for line in lines(report) if line.startswith("warning")]
+    assert warned == ([] if said is None else [f"warning: int8 is calibrated on {said}"])
+    assert lines(export(given_file(batch or "n"), tmp_path / "out.onnx", faces[:2])) == []
+    if batch is not None:
+        with pytest.raises(SettingsError, match="--precision int8: 29 images do not fill its batch of 30"):
+            export(given_file(batch), tmp_path / "out.onnx", faces[:29], form=form)
 
 
 def test_a_limit_of_ones_own(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
