@@ -55,7 +55,7 @@ class ParityReport:
 
     def table(self) -> PrettyTable:
         """One row a batch size."""
-        table = PrettyTable(["batch", "max |onnx − torch|", "1 − min cosine"])
+        table = PrettyTable(["batch", "max |file − network|", "1 − min cosine"])
         table.title = f"onnxruntime, {self.precision}, against the network in float32 on {self.images}"
         for batch, error, cosine in self.batches:
             table.add_row([batch, f"{error:.1e}", f"{max(0.0, 1 - cosine):.1e}"])

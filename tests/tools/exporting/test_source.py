@@ -26,8 +26,11 @@ def run(path: Path, faces: np.ndarray, name: str = "data") -> np.ndarray:
 
 def test_names_and_constants_become_ours(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
     expected = run(given_file(), faces[:3], "pixels")
-    export(given_file(), tmp_path / "out.onnx", faces)
-    graph = onnx.load(str(tmp_path / "out.onnx")).graph
+    report = export(given_file(), tmp_path / "out.onnx", faces)
+    assert "torch" not in str(report.table()), "it was not asked"
+    model = onnx.load(str(tmp_path / "out.onnx"))
+    assert (model.ir_version, [(entry.domain, entry.version) for entry in model.opset_import]) == (9, [("", 18)])
+    graph = model.graph
     assert [value.name for value in (*graph.input, *graph.output)] == ["data", "embedding"]
     assert "Constant" not in {node.op_type for node in graph.node}
     assert not graph.doc_string
