@@ -1,7 +1,7 @@
 """A trained backbone as one ONNX file, with proof that it computes what torch computes.
 
     python tools/export_onnx.py RUN [OUT] [--precision fp32|fp16|int8] [--batch N] [--unit]
-           [--preprocessing outside|inside|uint8] [--quality [--norms run|images]] [--images SET] [--pairs SET …]
+           [--preprocessing outside|inside|uint8] [--quality [--norms run|images]] [--images SET] [--pairs [SET …]]
 
 RUN is a run folder, a .pt file, or an .onnx file to be brought into another form. The contract with clients,
 docs/deployment.md: input `data` [batch, 3, 112, 112] float32 RGB, already (pixel − 127.5) / 127.5; output `embedding`
