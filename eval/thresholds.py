@@ -1,19 +1,21 @@
 """From which similarity on two pictures count as one person: a threshold, the FAR that it stands for, and its proof.
 
 Owns the order of belief: what the user gives, else what pairs given show now, else what the run's own verification has
-found (`evaluation.json` in the model's folder, of that very model). Thresholds are of the similarity that
-eval.verification's protocol compares by: the cosine of the sums of image and mirror. A FAR of which so few pairs of
-different people would not show one false accept is refused. Proven by tests/eval/test_compare_faces.py.
+found (`evaluation.json` in the model's folder, of that very file by its SHA-256). Thresholds are of the similarity
+that eval.verification's protocol compares by: the cosine of the sums of image and mirror. A FAR of which so few pairs
+of different people would not show one false accept is refused. Proven by tests/eval/test_compare_faces.py.
 """
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval import metrics
 from eval.embed import Embed
+from eval.ijb_cache import file_sha256
 from eval.verification import embed_with_mirror, load_set, similarity, squared_distances
 from recognition.errors import DataError, SettingsError
 
@@ -60,8 +62,9 @@ def from_pairs(embed: Embed, path: str | Path, far: float, flip: bool = True) ->
 def from_evaluation(model: str | Path, far: float, name: str | None = None) -> Threshold:
     """The threshold at a FAR in the evaluation.json of a model's run.
 
-    model: a run folder, or the model file in it that the evaluation is of. Of several sets the one with the highest
-    threshold counts, so that the FAR holds on all of them, or the one called `name`. Only images as they are.
+    model: a run folder, or a model file in it that the evaluation is of, by the SHA-256 noted there. Of several sets
+    the one with the highest threshold counts, so that the FAR holds on all of them, or the one called `name`. Only
+    images as they are.
 
     Raises:
         UnknownThresholdError: there is none, or it has none for this. DataError: it is damaged. SettingsError: it has
@@ -74,14 +77,14 @@ def from_evaluation(model: str | Path, far: float, name: str | None = None) -> T
     try:
         evaluation = json.loads(file.read_text())
         evaluated = Path(evaluation["model"]).name
+        digests = dict(evaluation.get("sha256", {})).values()
         rows = [row for row in evaluation["verification"] if row["degrade"] is None and name in (None, row["set"])]
         known = [row for row in rows if "threshold@far" in row]
         found = [(row["threshold@far"].get(str(far)), row["set"], int(row["different"])) for row in known]
         fars = {key for row in known for key in row["threshold@far"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a run's evaluation: {type(error).__name__} {error}") from None
-    if path.is_file() and path.name not in (evaluated, RUN_MODEL):
-        raise UnknownThresholdError(f"{file.name} is of {evaluated}, and another network has other thresholds")
+    _require_evaluated(path, file, evaluated, digests)
     if name is not None and not rows:
         raise SettingsError(f"{file}: no set {name!r}")
     if not known:
@@ -89,6 +92,17 @@ def from_evaluation(model: str | Path, far: float, name: str | None = None) -> T
     if str(far) not in fars:
         raise SettingsError(f"{file}: no thresholds at FAR {far:g}; it has {', '.join(sorted(fars))}, --pairs any")
     return _highest(found, far)
+
+
+def _require_evaluated(path: Path, file: Path, evaluated: str, digests: Collection[str]) -> None:
+    """Raise UnknownThresholdError unless an evaluation is of this model's file, byte for byte."""
+    model = path / RUN_MODEL if path.is_dir() else path
+    if not digests:
+        raise UnknownThresholdError(f"{file.name} does not note its model's SHA-256 (older runs' do not), so it may be "
+                                    "of another network; the run's command, given again, writes it anew")
+    if file_sha256(model) not in digests:
+        raise UnknownThresholdError(f"{file.name} is of {evaluated} as it was then: {model.name} has another SHA-256, "
+                                    "and another network has other thresholds")
 
 
 def _highest(found: list[tuple[Any, str, int]], far: float) -> Threshold:

@@ -1,8 +1,8 @@
 """How every run ends: the last model as one ONNX file, that file scored on all sets configured, one table.
 
     RUN/model.onnx         exported from model_last.pt, checked against torch
-    RUN/evaluation.json    {"model", "network": digest of the weights, "run": {"settings", "data", "sets"}, "parity", "verification": [...],
-                            "curves": [...], "ijb": {folder: {...}}}
+    RUN/evaluation.json    {"model", "sha256": {"model.onnx", "model_last.pt"}, "run": {"settings", "data", "sets"},
+                            "parity", "verification": [...], "curves": [...], "ijb": {folder: {...}}}
     RUN/report.html        all of it in one page (eval/report.py)
     RUN/ijb_cache/         the embeddings of IJB, so that a killed evaluation goes on
 
@@ -11,6 +11,7 @@ Proven by tests/recognition/test_launch.py.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from prettytable import PrettyTable
 from eval import report, report_read
 from eval.embed import load_embedder
 from eval.ijb import evaluate_ijb
-from eval.ijb_cache import model_identity
+from eval.ijb_cache import file_sha256, model_identity, open_unchanged
 from eval.verification import evaluate_with_curve, load_bin, write_json
 from recognition.config import Config, find_sets, settings_of
 from recognition.data.dataset import open_dataset, split_roots
@@ -29,11 +30,12 @@ from tools.exporting.images import read_images
 
 def finish(config: Config) -> dict[str, Any]:
     """Export the run's last model, evaluate the exported file, write evaluation.json and print the closing table."""
-    model = config.folder / "model.onnx"
+    last, model = config.folder / "model_last.pt", config.folder / "model.onnx"
     images = read_images(split_roots(config.data.root)[0], CHECK)
     print(f"exporting {model} and evaluating it", flush=True)
-    parity = export(config.folder / "model_last.pt", model, images)
-    embedder = load_embedder(model)
+    sha256 = {last.name: file_sha256(last)}
+    parity = export(last, model, images)
+    embedder, hashes = open_unchanged(model, partial(load_embedder, model))
     verification, curves = [], []
     for path in find_sets(config):
         pairs = load_bin(path)
@@ -41,12 +43,12 @@ def finish(config: Config) -> dict[str, Any]:
             row, curve = evaluate_with_curve(embedder.embed, pairs, side, path.resolve(), progress=True)
             verification.append(row)
             curves += [curve] if curve else []
-    cache = (config.folder / "ijb_cache", model_identity(model, embedder.pixels))
+    cache = (config.folder / "ijb_cache", model_identity(model, embedder.pixels, hashes=hashes))
     ijb = {folder: evaluate_ijb(embedder.embed, folder, progress=True, cache=cache, curve=True)
            for folder in config.evaluation.ijb}
     results = {
         "model": str(model),
-        "network": parity.network,
+        "sha256": {model.name: hashes[0], **sha256},
         "run": evaluated_run(config),
         "parity": {"max_abs_error": parity.max_abs_error, "min_cosine": parity.min_cosine},
         "verification": verification,

@@ -1,5 +1,6 @@
 """`python -m eval.embed MODEL compare A B`: thresholds, where they come from, and verdicts."""
 
+import hashlib
 import json
 import pickle
 
@@ -111,8 +112,19 @@ def test_a_verdict_agrees_with_the_pairs_it_rests_on(tmp_path):
 
 
 def evaluation(folder, rows, model="runs/a/model.onnx"):
+    """A run folder with an evaluation of the two model files in it."""
     folder.mkdir(exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps({"model": model, "verification": rows}))
+    for name in ("model.onnx", "model_last.pt"):
+        if not (folder / name).exists():
+            (folder / name).write_bytes(name.encode())
+    return note(folder, model=model, verification=rows)
+
+
+def note(folder, **entries):
+    """Write evaluation.json, with the digests that the model files beside it have now."""
+    files = [folder / name for name in ("model.onnx", "model_last.pt")]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / "evaluation.json").write_text(json.dumps({"sha256": digests, **entries}))
     return folder
 
 
@@ -140,31 +152,49 @@ def test_thresholds_of_a_run(tmp_path):
 
 def test_whose_evaluation_it_is(tmp_path):
     run = evaluation(tmp_path / "run", [row("lfw", 3000, two=0.31)])
-    for name in ("model.onnx", "model_last.pt", "model_best.pt", "model_int8.onnx"):
-        (run / name).write_bytes(b"")
-    assert from_evaluation(run / "model.onnx", 1e-3).value == from_evaluation(run / "model_last.pt", 1e-3).value == 0.31
-    for other in ("model_best.pt", "model_int8.onnx"):
-        with pytest.raises(UnknownThresholdError, match=r"is of model\.onnx, and another network"):
-            from_evaluation(run / other, 1e-3)
+    (run / "copy.onnx").write_bytes((run / "model.onnx").read_bytes())
+    for name in ("", "model.onnx", "model_last.pt", "copy.onnx"):
+        assert from_evaluation(run / name, 1e-3).value == 0.31
+    for name in ("model_best.pt", "model_int8.onnx"):
+        (run / name).write_bytes(b"another network")
+        with pytest.raises(UnknownThresholdError, match=rf"is of model\.onnx as it was then: {name} has another"):
+            from_evaluation(run / name, 1e-3)
     with pytest.raises(UnknownThresholdError, match=r"no evaluation\.json beside"):
         from_evaluation(tmp_path / "model.onnx", 1e-3)
     older = {"set": "lfw", "degrade": None, "accuracy": 0.99}
     with pytest.raises(UnknownThresholdError, match="has no thresholds"):
         from_evaluation(evaluation(tmp_path / "old", [older]), 1e-3)
-    for text in ("{", "[]", '{"model": 3, "verification": []}', '{"model": "m", "verification": [{}]}'):
+    for text in ("{", "[]", '{"model": 3, "verification": []}', '{"model": "m", "verification": [{}]}',
+                 '{"model": "m", "verification": [], "sha256": 3}'):
         (run / "evaluation.json").write_text(text)
         with pytest.raises(DataError, match="not a run's evaluation"):
             from_evaluation(run, 1e-3)
 
 
+def test_a_file_of_the_same_name_is_another_network(tmp_path):
+    """A model written over the one that was evaluated has no threshold, nor one that no digest is noted of."""
+    run = evaluation(tmp_path / "run", [row("lfw", 3000, two=0.31)])
+    (run / "model.onnx").write_bytes(b"int8, in its place")
+    with pytest.raises(UnknownThresholdError, match=r"model\.onnx has another SHA-256, and another network"):
+        from_evaluation(run / "model.onnx", 1e-3)
+    assert from_evaluation(run, 1e-3).value == 0.31
+    (run / "model_last.pt").write_bytes(b"trained on")
+    with pytest.raises(UnknownThresholdError, match=r"model_last\.pt has another SHA-256"):
+        from_evaluation(run, 1e-3)
+    (run / "evaluation.json").write_text(json.dumps({"model": "model.onnx", "verification": [row("lfw", 9, two=0.3)]}))
+    with pytest.raises(UnknownThresholdError, match=r"does not note its model's SHA-256 .* the run's command"):
+        from_evaluation(run / "model.onnx", 1e-3)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run folder with a model that carries its measure of quality, and its evaluation."""
-    folder = evaluation(tmp_path / "run", [row("lfw", 3000, one=-0.9, two=2.0)])
+    folder = tmp_path / "run"
+    folder.mkdir()
     settings = BackboneSettings("tiny", embedding_size=8)
     quality = {"quality_mean": 1.0, "quality_std": 1.0, "quality_threshold": -2.0}
     save_model(folder / "model_last.pt", build(settings), settings, quality)
-    return folder
+    return evaluation(folder, [row("lfw", 3000, one=-0.9, two=2.0)])
 
 
 def test_command(run, faces, tmp_path, capsys):
@@ -190,6 +220,17 @@ def test_command(run, faces, tmp_path, capsys):
         said("--pairs", str(pairs))
     with pytest.raises(SettingsError, match=r"no thresholds at FAR 0\.5"):
         said("--far", "0.5")
+
+
+def test_command_on_a_model_that_was_trained_on(run, faces, capsys):
+    settings = BackboneSettings("tiny", embedding_size=8)
+    save_model(run / "model_last.pt", build(settings), settings, {})
+    embed_command.main([str(run), "compare", *faces[:2], "--threads", "1"])
+    text = capsys.readouterr().out
+    assert "no threshold known: evaluation.json is of model.onnx as it was then: model_last.pt has another SHA" in text
+    assert text.endswith("verdict: none\n")
+    with pytest.raises(SettingsError, match="another SHA-256"):
+        embed_command.main([str(run), "compare", *faces[:2], "--threads", "1", "--far", "0.01"])
 
 
 def test_command_where_the_quality_is_too_low(run, faces, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """run.sh from outside: the whole chain on a small set, and the exit status of each kind of failure."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -96,12 +97,18 @@ def test_whole_chain_and_going_on(run):
     results = json.loads((run.folder / "evaluation.json").read_text())
     assert [(row["set"], row["degrade"]) for row in results["verification"]] == [("pairs", None), ("pairs", 16)]
     assert results["parity"]["min_cosine"] > 0.99999
+    assert results["sha256"] == _digests(run.folder)
     assert "accuracy, 20 pairs" in first.stdout
     # The same command again has nothing left to train, and exports and evaluates again.
     again = run()
     assert again.returncode == 0, again.stderr
     assert "from step 12" in again.stdout
+    results["sha256"] = _digests(run.folder)  # the model file is written again: the same weights, not the same bytes
     assert json.loads((run.folder / "evaluation.json").read_text()) == results
+
+
+def _digests(folder):
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.onnx", "model_last.pt")}
 
 
 def test_settings_mistakes_end_with_2_before_anything_starts(run):
