@@ -1,8 +1,8 @@
 """Two pictures, one person or not: `python -m eval.embed MODEL compare A B`.
 
 Owns the verdict: "cannot tell" when a picture's quality is below the model's threshold, whatever the similarity; else
-"same person" from the threshold of eval/thresholds.py on; none where no threshold is known, and then how to get one.
-Proven by tests/eval/test_compare_faces.py.
+"same person" from the threshold of eval/thresholds.py on, with its false-accept rate; none where no threshold is known,
+and then how to get one. Proven by tests/eval/test_compare_faces.py.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from eval.embed import Embedder, require_finite
 from eval.model_options import add_model_options, open_model
 from eval.picture_options import add_picture_options, face_maker
 from eval.pictures import FaceMaker
-from eval.thresholds import FAR, Threshold, UnknownThresholdError, from_evaluation, from_pairs
+from eval.thresholds import Threshold, UnknownThresholdError, from_evaluation, from_pairs
 from eval.verification import similarity, squared_distances, write_json
 from recognition.errors import SettingsError
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int | None:
     faces = face_maker(options, 1)
     threshold, unknown = _threshold(options, embedder)
     found = compare(embedder, options.pictures, faces, threshold, options.flip)
-    print("\n".join(_lines(found, embedder, options.flip, unknown)))
+    print("\n".join(_lines(found, embedder, options, unknown)))
     if options.json is not None:
         write_json(options.json, found)
     return None
@@ -95,20 +95,19 @@ def _threshold(options: argparse.Namespace, embedder: Embedder) -> tuple[Thresho
     """The threshold, or None and why there is none. A FAR that was asked for and cannot be had is a SettingsError."""
     if options.threshold is not None:
         return Threshold(options.threshold, None, "given"), ""
-    far = FAR if options.far is None else options.far
     if options.pairs is not None:
-        return from_pairs(embedder.embed, options.pairs, far, options.flip), ""
+        return from_pairs(embedder.embed, options.pairs, options.far, options.flip), ""
     try:
         if not options.flip:
             raise UnknownThresholdError("those of a run's evaluation are of image plus mirror")
-        return from_evaluation(options.model, far, options.set), ""
+        return from_evaluation(options.model, options.far, options.set), ""
     except UnknownThresholdError as error:
         if options.far is not None or options.set is not None:
             raise SettingsError(f"{options.model}: {error}") from None
         return None, str(error)
 
 
-def _lines(found: dict[str, Any], embedder: Embedder, flip: bool, unknown: str) -> list[str]:
+def _lines(found: dict[str, Any], embedder: Embedder, options: argparse.Namespace, unknown: str) -> list[str]:
     lines = []
     for one in found["pictures"]:
         told = "not known: the model carries none"
@@ -116,15 +115,24 @@ def _lines(found: dict[str, Any], embedder: Embedder, flip: bool, unknown: str) 
             judged = "" if one["recognizable"] else f", below the threshold {embedder.quality.threshold:g}"
             told = f"{one['quality']:.2f}{judged}"
         lines.append(f"{one['file']}: norm {one['norm']:.2f}, quality {told}")
-    lines.append(f"similarity {found['similarity']:.4f} (cosine of {'image plus mirror' if flip else 'the images'})")
+    of = "image plus mirror" if options.flip else "the images"
+    lines.append(f"similarity {found['similarity']:.4f} (cosine of {of})")
     if found["threshold"] is None:
-        lines.append(f"no threshold known: {unknown}. --threshold X gives one, --pairs FILE.bin [--far {FAR:g}] finds "
+        lines.append(f"no threshold known: {unknown}. --threshold X gives one, --pairs FILE.bin [--far RATE] finds "
                      "one on pairs whose truth is known")
     else:
         far = "" if found["far"] is None else f"at FAR {found['far']:g}, "
         lines.append(f"threshold {found['threshold']:.4f} ({far}{found['source']})")
-    why = " (quality below the threshold)" if found["verdict"] == CANNOT_TELL else ""
-    return [*lines, f"verdict: {found['verdict'] or 'none'}{why}"]
+    return [*lines, f"verdict: {found['verdict'] or 'none'}{_terms(found, options.far is not None)}"]
+
+
+def _terms(found: dict[str, Any], asked: bool) -> str:
+    """On what terms a verdict holds. asked: whether the FAR was."""
+    if found["verdict"] == CANNOT_TELL:
+        return " (quality below the threshold)"
+    if found["far"] is None:
+        return ""
+    return f" (at FAR {found['far']:g}{'' if asked else ', the strictest that the pairs support'})"
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -136,7 +144,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     where.add_argument("--threshold", type=float, metavar="X", help="similarity from which on it is one person")
     where.add_argument("--pairs", metavar="SET", help="find the threshold on a .bin file, or a folder with pairs.txt")
     where.add_argument("--set", metavar="NAME", help="the set of the run's evaluation whose threshold counts")
-    parser.add_argument("--far", type=float, metavar="RATE", help=f"false-accept rate of the threshold ({FAR:g})")
+    parser.add_argument("--far", type=float, metavar="RATE", help="false-accept rate of the threshold (the "
+                        "strictest that the pairs support)")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="add the mirror image")
     parser.add_argument("--json", metavar="OUT", help="write the result there")
     add_picture_options(parser)

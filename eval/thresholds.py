@@ -3,12 +3,13 @@
 Owns the order of belief: what the user gives, else what pairs given show now, else what the run's own verification has
 found (`evaluation.json` in the model's folder, of that very file by its SHA-256). Thresholds are of the similarity
 that eval.verification's protocol compares by: the cosine of the sums of image and mirror. A FAR of which so few pairs
-of different people would not show one false accept is refused. Proven by tests/eval/test_compare_faces.py.
+of different people would not show one false accept is refused; unless one is asked for, it is the strictest that they
+support. Proven by tests/eval/test_compare_faces.py.
 """
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from eval.ijb_cache import file_sha256
 from eval.verification import embed_with_mirror, load_set, similarity, squared_distances
 from recognition.errors import DataError, SettingsError
 
-FAR = 1e-3  # unless asked otherwise
 RUN_MODEL = "model_last.pt"  # of a run folder, the network that its evaluation.json is of
 
 
@@ -43,14 +43,27 @@ def too_few(far: float, different: int, name: str) -> str:
             f"{name} has {different}" + (f", enough for --far {min(enough):g}" if enough else ""))
 
 
-def from_pairs(embed: Embed, path: str | Path, far: float, flip: bool = True) -> Threshold:
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of a set: thresholds by FAR, None where its pairs of different people are too few."""
+
+    name: str
+    different: int
+    thresholds: dict[float, float | None]
+
+
+def from_pairs(embed: Embed, path: str | Path, far: float | None = None, flip: bool = True) -> Threshold:
     """The threshold at a FAR on the pairs of a verification set (.bin, or folder with pairs.txt).
+
+    far: None is the strictest of `metrics.FAR_TARGETS` that the pairs support.
 
     Raises:
         SettingsError: too few pairs of different people for that FAR. DataError: as `load_set`.
     """
     pairs = load_set(path)
     different = int((~pairs.issame).sum())
+    if far is None:
+        far = min((one for one in metrics.FAR_TARGETS if different * one >= 1), default=max(metrics.FAR_TARGETS))
     if different * far < 1:
         raise SettingsError(too_few(far, different, str(path)))
     sums, _ = embed_with_mirror(embed, pairs.images, flip=flip)
@@ -59,12 +72,12 @@ def from_pairs(embed: Embed, path: str | Path, far: float, flip: bool = True) ->
     return Threshold(found, far, _proof(pairs.name, different))
 
 
-def from_evaluation(model: str | Path, far: float, name: str | None = None) -> Threshold:
+def from_evaluation(model: str | Path, far: float | None = None, name: str | None = None) -> Threshold:
     """The threshold at a FAR in the evaluation.json of a model's run.
 
-    model: a run folder, or a model file in it that the evaluation is of, by the SHA-256 noted there. Of several sets
-    the one with the highest threshold counts, so that the FAR holds on all of them, or the one called `name`. Only
-    images as they are.
+    model: a run folder, or a model file in it that the evaluation is of, by the SHA-256 noted there. far: None is the
+    strictest kept that the pairs support. Of several sets the one with the highest threshold counts, so that the FAR
+    holds on all of them, or the one called `name`. Only images as they are.
 
     Raises:
         UnknownThresholdError: there is none, or it has none for this. DataError: it is damaged. SettingsError: it has
@@ -78,20 +91,37 @@ def from_evaluation(model: str | Path, far: float, name: str | None = None) -> T
         evaluation = json.loads(file.read_text())
         evaluated = Path(evaluation["model"]).name
         digests = dict(evaluation.get("sha256", {})).values()
-        rows = [row for row in evaluation["verification"] if row["degrade"] is None and name in (None, row["set"])]
-        known = [row for row in rows if "threshold@far" in row]
-        found = [(row["threshold@far"].get(str(far)), row["set"], int(row["different"])) for row in known]
-        fars = {key for row in known for key in row["threshold@far"]}
+        kept = _read(evaluation["verification"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a run's evaluation: {type(error).__name__} {error}") from None
     _require_evaluated(path, file, evaluated, digests)
-    if name is not None and not rows:
-        raise SettingsError(f"{file}: no set {name!r}")
-    if not known:
-        raise UnknownThresholdError(f"{file.name} has no thresholds")
-    if str(far) not in fars:
-        raise SettingsError(f"{file}: no thresholds at FAR {far:g}; it has {', '.join(sorted(fars))}, --pairs any")
-    return _highest(found, far)
+    return _choose(kept, far, name, str(file))
+
+
+def _read(rows: Iterable[Mapping[str, Any]]) -> list[_Kept]:
+    """Rows of eval.verification, of images as they are; ValueError, KeyError, TypeError, AttributeError for others."""
+    return [
+        _Kept(str(row["set"]), int(row.get("different", 0)),
+              {float(far): None if value is None else float(value)
+               for far, value in row.get("threshold@far", {}).items()})
+        for row in rows if row["degrade"] is None
+    ]
+
+
+def _choose(kept: Sequence[_Kept], far: float | None, name: str | None, where: str) -> Threshold:
+    """The threshold among what is kept; the errors of `from_evaluation`. where: what has it, for messages."""
+    sets = [one for one in kept if name in (None, one.name)]
+    if name is not None and not sets:
+        raise SettingsError(f"{where}: no set {name!r}")
+    fars = sorted({known for one in sets for known in one.thresholds})
+    if not fars:
+        raise UnknownThresholdError(f"{Path(where).name} has no thresholds")
+    if far is None:
+        far = next((one for one in fars if any(row.thresholds.get(one) is not None for row in sets)), fars[-1])
+    if far not in fars:
+        raise SettingsError(f"{where}: no thresholds at FAR {far:g}; it has {', '.join(f'{one:g}' for one in fars)}, "
+                            "--pairs any")
+    return _highest([(row.thresholds.get(far), row.name, row.different) for row in sets if row.thresholds], far)
 
 
 def _require_evaluated(path: Path, file: Path, evaluated: str, digests: Collection[str]) -> None:
@@ -105,8 +135,8 @@ def _require_evaluated(path: Path, file: Path, evaluated: str, digests: Collecti
                                     "and another network has other thresholds")
 
 
-def _highest(found: list[tuple[Any, str, int]], far: float) -> Threshold:
-    usable = [(float(value), name, different) for value, name, different in found if value is not None]
+def _highest(found: Sequence[tuple[float | None, str, int]], far: float) -> Threshold:
+    usable = [(value, name, different) for value, name, different in found if value is not None]
     if not usable:
         name, different = max(((name, different) for _, name, different in found), key=lambda one: one[1])
         raise UnknownThresholdError(too_few(far, different, name))

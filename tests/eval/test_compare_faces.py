@@ -97,6 +97,10 @@ def test_a_threshold_from_pairs_is_that_of_the_verification(tmp_path, flip):
     assert found == Threshold(row["threshold@far"]["0.1"], 0.1, "pairs, 40 pairs of different people")
     with pytest.raises(SettingsError, match=r"too few .* 0\.001: .* 1000 of .*\.bin has 40, enough for --far 0\.1"):
         from_pairs(Cheap().embed, path, 1e-3, flip)
+    assert from_pairs(Cheap().embed, path, None, flip) == found  # the strictest of 40 pairs
+    write_pairs(path, different=9)
+    with pytest.raises(SettingsError, match=r"too few pairs for FAR 0\.1: it needs 10 .* has 9"):
+        from_pairs(Cheap().embed, path, None, flip)
 
 
 def test_a_verdict_agrees_with_the_pairs_it_rests_on(tmp_path):
@@ -148,6 +152,19 @@ def test_thresholds_of_a_run(tmp_path):
         from_evaluation(run, 1e-3, "agedb")
     with pytest.raises(SettingsError, match=r"no thresholds at FAR 0.002; it has 0.001, 0.01"):
         from_evaluation(run, 2e-3)
+
+
+def test_the_strictest_far_that_the_pairs_support(tmp_path):
+    """Unless one is asked for: the repository's own small runs have 900 pairs of different people."""
+    few = evaluation(tmp_path / "few", [row("pairs", 900, one=0.4), row("pairs", 900, 16, one=0.7, two=0.8)])
+    assert from_evaluation(few) == Threshold(0.4, 1e-2, "pairs, 900 pairs of different people")
+    with pytest.raises(UnknownThresholdError, match=r"too few pairs for FAR 0\.001: .*has 900, enough for --far 0\.01"):
+        from_evaluation(few, 1e-3)
+    many = evaluation(tmp_path / "many", [row("lfw", 3000, one=0.2, two=0.3), row("small", 200, one=0.22)])
+    assert from_evaluation(many) == Threshold(0.3, 1e-3, "lfw, 3000 pairs of different people")
+    assert from_evaluation(many, None, "small") == Threshold(0.22, 1e-2, "small, 200 pairs of different people")
+    with pytest.raises(UnknownThresholdError, match=r"too few pairs for FAR 0\.01: .* tiny has 9"):
+        from_evaluation(evaluation(tmp_path / "none", [row("tiny", 9)]))
 
 
 def test_whose_evaluation_it_is(tmp_path):
@@ -204,20 +221,21 @@ def test_command(run, faces, tmp_path, capsys):
 
     text = said("--json", str(tmp_path / "out.json"))
     assert "threshold 2.0000 (at FAR 0.001, lfw, 3000 pairs of different people)" in text
-    assert text.endswith("verdict: different people\n")
+    assert text.endswith("verdict: different people (at FAR 0.001, the strictest that the pairs support)\n")
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["verdict"], found["far"], found["threshold"]) == ("different people", 1e-3, 2.0)
     assert f"{faces[0]}: norm {found['pictures'][0]['norm']:.2f}, quality " in text
     assert f"similarity {found['similarity']:.4f} (cosine of image plus mirror)" in text
-    assert said("--far", "0.01").endswith("verdict: same person\n")
+    assert said("--far", "0.01").endswith("verdict: same person (at FAR 0.01)\n")
     assert said("--threshold", "-1").endswith("threshold -1.0000 (given)\nverdict: same person\n")
     text = said("--no-flip")
     assert "no threshold known: those of a run's evaluation are of image plus mirror. --threshold X gives one" in text
     assert text.endswith("verdict: none\n")
     pairs = write_pairs(tmp_path / "pairs.bin")
     assert "at FAR 0.1, pairs, 40 pairs of different people" in said("--pairs", str(pairs), "--far", "0.1", "--no-flip")
+    assert "(at FAR 0.1, the strictest that the pairs support)\n" in said("--pairs", str(pairs))
     with pytest.raises(SettingsError, match=r"too few pairs for FAR 0\.001"):
-        said("--pairs", str(pairs))
+        said("--pairs", str(pairs), "--far", "0.001")
     with pytest.raises(SettingsError, match=r"no thresholds at FAR 0\.5"):
         said("--far", "0.5")
 
