@@ -16,7 +16,7 @@ from eval.embed import Embedder, require_finite
 from eval.model_options import add_model_options, open_model
 from eval.picture_options import add_picture_options, face_maker
 from eval.pictures import FaceMaker
-from eval.thresholds import Threshold, UnknownThresholdError, from_evaluation, from_pairs
+from eval.thresholds import Threshold, UnknownThresholdError, from_model, from_pairs
 from eval.verification import similarity, squared_distances, write_json
 from recognition.errors import SettingsError
 
@@ -99,8 +99,8 @@ def _threshold(options: argparse.Namespace, embedder: Embedder) -> tuple[Thresho
         return from_pairs(embedder.embed, options.pairs, options.far, options.flip), ""
     try:
         if not options.flip:
-            raise UnknownThresholdError("those of a run's evaluation are of image plus mirror")
-        return from_evaluation(options.model, options.far, options.set), ""
+            raise UnknownThresholdError("those of a model's verification are of image plus mirror")
+        return from_model(options.model, embedder.info, options.far, options.set), ""
     except UnknownThresholdError as error:
         if options.far is not None or options.set is not None:
             raise SettingsError(f"{options.model}: {error}") from None

@@ -7,7 +7,7 @@ A model file is somebody else's work: sizes and types are checked before the fir
 `python -m eval.embed` is a command on top of this, eval/embed_command.py. Proven by tests/eval/test_embed.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ class Embedder(Protocol):
     """A model that is ready to embed.
 
     pixels: what is done to the images in front of the network.  notes: what was found of the model, for people.
+    info: what its file says of itself, a model file's info or an ONNX file's metadata (as text).
     quality: the model's measure of quality by the norm; None where its file carries none.
     """
 
@@ -44,6 +45,7 @@ class Embedder(Protocol):
     dim: int
     pixels: Pixels
     notes: list[str]
+    info: Mapping[str, Any]
     quality: NormQuality | None
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -76,7 +78,7 @@ def load_embedder(
     from recognition.backbones.model_file import load_model, resolve_model
 
     module, _, info = load_model(resolve_model(model))
-    return TorchEmbedder(module, str(model), threads, device, given, quality_in(info, str(model)))
+    return TorchEmbedder(module, str(model), threads, device, given, info)
 
 
 class OnnxEmbedder:
@@ -103,7 +105,8 @@ class OnnxEmbedder:
         self._input = find_input(self._session, model, self.name, given)
         self.batch_size = self._input.batch_size
         self.pixels, self.notes = find_pixels(model, path, self._input, given)
-        self.quality = quality_in({entry.key: entry.value for entry in model.metadata_props}, self.name)
+        self.info: Mapping[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
+        self.quality = quality_in(self.info, self.name)
         self._output, self.dim = self._find_output(given.output)
         self._images_at_once = self.batch_size or self._largest_batch(ONNX_BATCH if on_cpu else GPU_BATCH)
 
@@ -208,7 +211,7 @@ class TorchEmbedder:
 
     def __init__(
         self, module: Any, name: str, threads: int, device: str, given: Given | None = None,
-        quality: NormQuality | None = None,
+        info: Mapping[str, Any] | None = None,
     ) -> None:
         import torch  # not above, see load_embedder
 
@@ -220,7 +223,8 @@ class TorchEmbedder:
             given.mean or default.mean, given.std or default.std, given.color_order or default.color_order
         )
         self.notes: list[str] = []
-        self.quality = quality
+        self.info = info or {}
+        self.quality = quality_in(self.info, name)
         self._torch = torch
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         refuse_tf32(self._device)

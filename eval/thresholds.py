@@ -1,10 +1,11 @@
 """From which similarity on two pictures count as one person: a threshold, the FAR that it stands for, and its proof.
 
 Owns the order of belief: what the user gives, else what pairs given show now, else what the run's own verification has
-found (`evaluation.json` in the model's folder, of that very file by its SHA-256). Thresholds are of the similarity
-that eval.verification's protocol compares by: the cosine of the sums of image and mirror. A FAR of which so few pairs
-of different people would not show one false accept is refused; unless one is asked for, it is the strictest that they
-support. Proven by tests/eval/test_compare_faces.py.
+found (`evaluation.json` in the model's folder, of that very file by its SHA-256), else the scores that the model's file
+carries. Thresholds are of the similarity that eval.verification's protocol compares by: the cosine of the sums of image
+and mirror. A FAR of which so few pairs of different people would not show one false accept is refused; unless one is
+asked for, it is the strictest that they support. Proven by tests/eval/test_thresholds.py and
+tests/eval/test_compare_faces.py.
 """
 
 import json
@@ -34,6 +35,10 @@ class Threshold:
 
 class UnknownThresholdError(Exception):
     """No threshold can be had; the message is the reason."""
+
+
+class _NoneOfTheModelError(UnknownThresholdError):
+    """What was looked at says nothing of this model; something else may."""
 
 
 def too_few(far: float, different: int, name: str) -> str:
@@ -72,6 +77,39 @@ def from_pairs(embed: Embed, path: str | Path, far: float | None = None, flip: b
     return Threshold(found, far, _proof(pairs.name, different))
 
 
+def from_model(
+    model: str | Path, info: Mapping[str, Any], far: float | None = None, name: str | None = None
+) -> Threshold:
+    """The threshold at a FAR in what is known of a model: its run's evaluation, else its file's own scores.
+
+    model, far, name: as for `from_evaluation`.  info: what the file says of itself (`Embedder.info`).
+
+    Raises:
+        UnknownThresholdError, DataError, SettingsError: as `from_evaluation`.
+    """
+    try:
+        return from_evaluation(model, far, name)
+    except _NoneOfTheModelError as error:
+        reason = str(error)
+    try:
+        return _choose(_own_scores(info), far, name, f"{model}'s own scores")
+    except _NoneOfTheModelError as error:
+        raise UnknownThresholdError(f"{reason}; {error}") from None
+
+
+def _own_scores(info: Mapping[str, Any]) -> list[_Kept]:
+    """The scores in a model's file, where they are of what is in the file."""
+    scores, precision = info.get("scores"), info.get("precision", "fp32")
+    if not scores:
+        raise _NoneOfTheModelError("its file carries no scores")
+    if precision != "fp32" and info.get("scores_of") != "this file":
+        raise _NoneOfTheModelError(f"the scores in its file are not of this {precision} network but of the float32 one")
+    try:
+        return _read(json.loads(scores) if isinstance(scores, str) else scores)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _NoneOfTheModelError("its file carries no scores of this project's") from None
+
+
 def from_evaluation(model: str | Path, far: float | None = None, name: str | None = None) -> Threshold:
     """The threshold at a FAR in the evaluation.json of a model's run.
 
@@ -86,7 +124,7 @@ def from_evaluation(model: str | Path, far: float | None = None, name: str | Non
     path = Path(model)
     file = (path if path.is_dir() else path.parent) / "evaluation.json"
     if not file.is_file():
-        raise UnknownThresholdError(f"no {file.name} beside the model")
+        raise _NoneOfTheModelError(f"no {file.name} beside the model")
     try:
         evaluation = json.loads(file.read_text())
         evaluated = Path(evaluation["model"]).name
@@ -115,7 +153,7 @@ def _choose(kept: Sequence[_Kept], far: float | None, name: str | None, where: s
         raise SettingsError(f"{where}: no set {name!r}")
     fars = sorted({known for one in sets for known in one.thresholds})
     if not fars:
-        raise UnknownThresholdError(f"{Path(where).name} has no thresholds")
+        raise _NoneOfTheModelError(f"no thresholds in {Path(where).name}")
     if far is None:
         far = next((one for one in fars if any(row.thresholds.get(one) is not None for row in sets)), fars[-1])
     if far not in fars:
@@ -128,11 +166,11 @@ def _require_evaluated(path: Path, file: Path, evaluated: str, digests: Collecti
     """Raise UnknownThresholdError unless an evaluation is of this model's file, byte for byte."""
     model = path / RUN_MODEL if path.is_dir() else path
     if not digests:
-        raise UnknownThresholdError(f"{file.name} does not note its model's SHA-256 (older runs' do not), so it may be "
-                                    "of another network; the run's command, given again, writes it anew")
+        raise _NoneOfTheModelError(f"{file.name} does not note its model's SHA-256 (older runs' do not), so it may be "
+                                   "of another network; the run's command, given again, writes it anew")
     if file_sha256(model) not in digests:
-        raise UnknownThresholdError(f"{file.name} is of {evaluated} as it was then: {model.name} has another SHA-256, "
-                                    "and another network has other thresholds")
+        raise _NoneOfTheModelError(f"{file.name} is of {evaluated} as it was then: {model.name} has another SHA-256, "
+                                   "and another network has other thresholds")
 
 
 def _highest(found: Sequence[tuple[float | None, str, int]], far: float) -> Threshold:

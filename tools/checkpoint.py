@@ -201,7 +201,9 @@ def extract_backbone(saved: Saved, out: Path, part: str) -> None:
     if not weights:
         raise CheckpointError(f"{saved.folder}: has no {part} backbone")
     module = module_with(saved.folder / checkpoint.REPLICATED, weights, settings)
-    info = {"run": of_run.get("name"), "step": saved.step, "part": part, "scores": saved.state.get("scores", [])}
+    of_this = part == "backbone" and saved.state.get("scored") == saved.step
+    info = {"run": of_run.get("name"), "step": saved.step, "part": part,
+            "scores": saved.state.get("scores", []) if of_this else []}
     save_model(out, module, settings, info)
 
 

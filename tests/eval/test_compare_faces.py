@@ -1,6 +1,5 @@
 """`python -m eval.embed MODEL compare A B`: thresholds, where they come from, and verdicts."""
 
-import hashlib
 import json
 import pickle
 
@@ -12,11 +11,12 @@ from eval import compare_faces, embed_command
 from eval.compare_faces import compare
 from eval.norm_quality import NormQuality
 from eval.pictures import FaceMaker
-from eval.thresholds import Threshold, UnknownThresholdError, from_evaluation, from_pairs
+from eval.thresholds import Threshold, from_pairs
 from eval.verification import evaluate, load_bin
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
 from recognition.errors import DataError, SettingsError
+from tests.eval.evaluated_runs import evaluation, row
 
 MATRIX = np.random.default_rng(0).normal(size=(7 * 7 * 3, 6)).astype(np.float32)
 
@@ -115,94 +115,6 @@ def test_a_verdict_agrees_with_the_pairs_it_rests_on(tmp_path):
     assert verdicts.count("same person") == 4
 
 
-def evaluation(folder, rows, model="runs/a/model.onnx"):
-    """A run folder with an evaluation of the two model files in it."""
-    folder.mkdir(exist_ok=True)
-    for name in ("model.onnx", "model_last.pt"):
-        if not (folder / name).exists():
-            (folder / name).write_bytes(name.encode())
-    return note(folder, model=model, verification=rows)
-
-
-def note(folder, **entries):
-    """Write evaluation.json, with the digests that the model files beside it have now."""
-    files = [folder / name for name in ("model.onnx", "model_last.pt")]
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / "evaluation.json").write_text(json.dumps({"sha256": digests, **entries}))
-    return folder
-
-
-def row(name, different, degrade=None, **thresholds):
-    named = {"0.01": thresholds.get("one"), "0.001": thresholds.get("two")}
-    return {"set": name, "degrade": degrade, "different": different, "threshold@far": named}
-
-
-def test_thresholds_of_a_run(tmp_path):
-    run = evaluation(tmp_path / "run", [
-        row("lfw", 3000, one=0.2, two=0.31), row("lfw", 3000, 16, one=0.5, two=0.6),
-        row("cplfw", 2000, one=0.25, two=0.3), row("small", 200, one=0.22),
-    ])  # fmt: skip
-    assert from_evaluation(run, 1e-3) == Threshold(
-        0.31, 1e-3, "lfw, 3000 pairs of different people, the highest of 2 sets")
-    assert from_evaluation(run, 1e-2).value == 0.25
-    assert from_evaluation(run, 1e-3, "cplfw") == Threshold(0.3, 1e-3, "cplfw, 2000 pairs of different people")
-    with pytest.raises(UnknownThresholdError, match=r"needs 1000 .*, small has 200, enough for --far 0\.01"):
-        from_evaluation(run, 1e-3, "small")
-    with pytest.raises(SettingsError, match="no set 'agedb'"):
-        from_evaluation(run, 1e-3, "agedb")
-    with pytest.raises(SettingsError, match=r"no thresholds at FAR 0.002; it has 0.001, 0.01"):
-        from_evaluation(run, 2e-3)
-
-
-def test_the_strictest_far_that_the_pairs_support(tmp_path):
-    """Unless one is asked for: the repository's own small runs have 900 pairs of different people."""
-    few = evaluation(tmp_path / "few", [row("pairs", 900, one=0.4), row("pairs", 900, 16, one=0.7, two=0.8)])
-    assert from_evaluation(few) == Threshold(0.4, 1e-2, "pairs, 900 pairs of different people")
-    with pytest.raises(UnknownThresholdError, match=r"too few pairs for FAR 0\.001: .*has 900, enough for --far 0\.01"):
-        from_evaluation(few, 1e-3)
-    many = evaluation(tmp_path / "many", [row("lfw", 3000, one=0.2, two=0.3), row("small", 200, one=0.22)])
-    assert from_evaluation(many) == Threshold(0.3, 1e-3, "lfw, 3000 pairs of different people")
-    assert from_evaluation(many, None, "small") == Threshold(0.22, 1e-2, "small, 200 pairs of different people")
-    with pytest.raises(UnknownThresholdError, match=r"too few pairs for FAR 0\.01: .* tiny has 9"):
-        from_evaluation(evaluation(tmp_path / "none", [row("tiny", 9)]))
-
-
-def test_whose_evaluation_it_is(tmp_path):
-    run = evaluation(tmp_path / "run", [row("lfw", 3000, two=0.31)])
-    (run / "copy.onnx").write_bytes((run / "model.onnx").read_bytes())
-    for name in ("", "model.onnx", "model_last.pt", "copy.onnx"):
-        assert from_evaluation(run / name, 1e-3).value == 0.31
-    for name in ("model_best.pt", "model_int8.onnx"):
-        (run / name).write_bytes(b"another network")
-        with pytest.raises(UnknownThresholdError, match=rf"is of model\.onnx as it was then: {name} has another"):
-            from_evaluation(run / name, 1e-3)
-    with pytest.raises(UnknownThresholdError, match=r"no evaluation\.json beside"):
-        from_evaluation(tmp_path / "model.onnx", 1e-3)
-    older = {"set": "lfw", "degrade": None, "accuracy": 0.99}
-    with pytest.raises(UnknownThresholdError, match="has no thresholds"):
-        from_evaluation(evaluation(tmp_path / "old", [older]), 1e-3)
-    for text in ("{", "[]", '{"model": 3, "verification": []}', '{"model": "m", "verification": [{}]}',
-                 '{"model": "m", "verification": [], "sha256": 3}'):
-        (run / "evaluation.json").write_text(text)
-        with pytest.raises(DataError, match="not a run's evaluation"):
-            from_evaluation(run, 1e-3)
-
-
-def test_a_file_of_the_same_name_is_another_network(tmp_path):
-    """A model written over the one that was evaluated has no threshold, nor one that no digest is noted of."""
-    run = evaluation(tmp_path / "run", [row("lfw", 3000, two=0.31)])
-    (run / "model.onnx").write_bytes(b"int8, in its place")
-    with pytest.raises(UnknownThresholdError, match=r"model\.onnx has another SHA-256, and another network"):
-        from_evaluation(run / "model.onnx", 1e-3)
-    assert from_evaluation(run, 1e-3).value == 0.31
-    (run / "model_last.pt").write_bytes(b"trained on")
-    with pytest.raises(UnknownThresholdError, match=r"model_last\.pt has another SHA-256"):
-        from_evaluation(run, 1e-3)
-    (run / "evaluation.json").write_text(json.dumps({"model": "model.onnx", "verification": [row("lfw", 9, two=0.3)]}))
-    with pytest.raises(UnknownThresholdError, match=r"does not note its model's SHA-256 .* the run's command"):
-        from_evaluation(run / "model.onnx", 1e-3)
-
-
 @pytest.fixture
 def run(tmp_path):
     """A run folder with a model that carries its measure of quality, and its evaluation."""
@@ -229,7 +141,7 @@ def test_command(run, faces, tmp_path, capsys):
     assert said("--far", "0.01").endswith("verdict: same person (at FAR 0.01)\n")
     assert said("--threshold", "-1").endswith("threshold -1.0000 (given)\nverdict: same person\n")
     text = said("--no-flip")
-    assert "no threshold known: those of a run's evaluation are of image plus mirror. --threshold X gives one" in text
+    assert "no threshold known: those of a model's verification are of image plus mirror. --threshold X" in text
     assert text.endswith("verdict: none\n")
     pairs = write_pairs(tmp_path / "pairs.bin")
     assert "at FAR 0.1, pairs, 40 pairs of different people" in said("--pairs", str(pairs), "--far", "0.1", "--no-flip")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from recognition.heads.sharded import HeadSettings
 from recognition.memory import VPL, QAFace
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
-from recognition.state import make_saver, replicated_state, resume, save
+from recognition.state import make_saver, model_info, replicated_state, resume, save
 from recognition.train import train, train_step
 
 
@@ -219,6 +220,14 @@ def test_what_a_run_leaves_behind(tmp_path, small_set):
         assert torch.equal(module.state_dict()[name], tensor)
     best = load_model(folder / "model_best.pt")[2]["scores"][0]["accuracy"]
     assert best == max(line["verification"][0]["accuracy"] for line in lines if "verification" in line)
+
+
+def test_a_model_file_tells_no_scores_of_an_earlier_step():
+    run = SimpleNamespace(config=SimpleNamespace(name="run"), step=8, epoch=2, scores=[{"accuracy": 0.9}], scored=8,
+                          head=SimpleNamespace(memory=None))
+    assert model_info(run)["scores"] == run.scores
+    run.scored = 6
+    assert model_info(run)["scores"] == []
 
 
 def test_going_on_keeps_each_step_once_in_the_metrics(tmp_path, small_set):

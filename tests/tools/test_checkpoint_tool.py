@@ -24,6 +24,7 @@ from tools.export_onnx import export
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = BackboneSettings("tiny", embedding_size=8)
 CLASSES = 23
+SCORES = [{"set": "lfw", "accuracy": 0.9}]  # of step 10
 
 
 def _weights(part: str, seed: int) -> dict[str, torch.Tensor]:
@@ -40,7 +41,8 @@ def _save(ranks: Ranks, run: str) -> None:
     with Saver(Path(run, "checkpoints"), ranks, Keep(last=0), labels=labels) as saver:
         for step in (10, 20):
             replicated = _weights("backbone", step) | _weights("momentum", step + 1)
-            saver.save(step, replicated, rows, start, {"settings": settings, "scores": []}, score=step / 100)
+            state = {"settings": settings, "scores": SCORES, "scored": 10}
+            saver.save(step, replicated, rows, start, state, score=step / 100)
 
 
 @pytest.fixture
@@ -120,12 +122,15 @@ def test_the_backbone_of_a_save_evaluates_and_exports(run, tmp_path, capsys, par
     assert (report["part"], report["step"]) == (part, 10)
     module, settings, info = load_model(tmp_path / "out.pt")
     assert (settings, info["run"], info["step"], info["part"]) == (BACKBONE, "a run", 10, part)
+    assert info["scores"] == (SCORES if part == "backbone" else []), "scores are the backbone's that was scored"
     for name, tensor in _weights(part, 10 if part == "backbone" else 11).items():
         assert torch.equal(module.state_dict()[name.removeprefix(f"{part}.")], tensor)
     images = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), np.uint8)
     assert load_embedder(tmp_path / "out.pt").embed(images).shape == (2, 8)
     if part == "backbone":
         assert export(tmp_path / "out.pt", tmp_path / "out.onnx", images).min_cosine > 0.99999
+        _json(capsys, "extract-backbone", run / "checkpoints" / "step-000000020", tmp_path / "later.pt")
+        assert load_model(tmp_path / "later.pt")[2]["scores"] == []
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):
