@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.embed import Embedder, require_finite
 from eval.model_options import add_model_options, open_model
+from eval.norm_quality import UNIT
 from eval.picture_options import add_picture_options, face_maker
 from eval.pictures import FaceMaker
 from eval.thresholds import Threshold, UnknownThresholdError, from_model, from_pairs
@@ -55,13 +56,16 @@ def compare(
         DataError, SettingsError: a picture that cannot be used. NumericsError: an embedding is not finite.
     """
     images = np.stack([faces(_Files(names), number) for number in range(2)])
-    straight = embedder.embed(images)
+    straight, quality = embedder.embed_and_judge(images)
     sums = straight + embedder.embed(np.ascontiguousarray(images[:, :, ::-1])) if flip else straight
     require_finite(sums, list(names))
-    norm, quality = np.linalg.norm(straight, axis=1), embedder.quality
+    norm = np.linalg.norm(straight, axis=1)
     alike = float(similarity(squared_distances(sums))[0])
-    known = [None, None] if quality is None else quality.z(norm).tolist()
-    seen = [None, None] if quality is None else quality.recognizable(norm).tolist()
+    known: list[float | None] = [None, None]
+    seen: list[bool | None] = [None, None]
+    if quality is not None:
+        assert embedder.quality is not None
+        known, seen = quality.tolist(), embedder.quality.recognizable(quality).tolist()
     verdict = None
     if False in seen:
         verdict = CANNOT_TELL
@@ -110,7 +114,8 @@ def _threshold(options: argparse.Namespace, embedder: Embedder) -> tuple[Thresho
 def _lines(found: dict[str, Any], embedder: Embedder, options: argparse.Namespace, unknown: str) -> list[str]:
     lines = []
     for one in found["pictures"]:
-        told = "not known: the model carries none"
+        told = "not known: " + ("the embeddings have unit length, and no other output tells it"
+                                if embedder.info.get("embedding") == UNIT else "the model carries no measure of it")
         if embedder.quality is not None:
             judged = "" if one["recognizable"] else f", below the threshold {embedder.quality.threshold:g}"
             told = f"{one['quality']:.2f}{judged}"

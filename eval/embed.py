@@ -7,7 +7,7 @@ A model file is somebody else's work: sizes and types are checked before the fir
 `python -m eval.embed` is a command on top of this, eval/embed_command.py. Proven by tests/eval/test_embed.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ class Embedder(Protocol):
 
     pixels: what is done to the images in front of the network.  notes: what was found of the model, for people.
     info: what its file says of itself, a model file's info or an ONNX file's metadata (as text).
-    quality: the model's measure of quality by the norm; None where its file carries none.
+    quality: the model's measure of quality, by the norm or by an output of its own; None where its file carries none.
     """
 
     name: str
@@ -50,6 +50,10 @@ class Embedder(Protocol):
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embed uint8 RGB [N, 112, 112, 3] as float32 [N, dim], raw; ValueError on images of another kind."""
+        ...
+
+    def embed_and_judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """`embed`, and the quality z of the images, float32 [N]; None where `quality` is."""
         ...
 
 
@@ -106,8 +110,10 @@ class OnnxEmbedder:
         self.batch_size = self._input.batch_size
         self.pixels, self.notes = find_pixels(model, path, self._input, given)
         self.info: Mapping[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
-        self.quality = quality_in(self.info, self.name)
         self._output, self.dim = self._find_output(given.output)
+        names = [node.name for node in self._session.get_outputs()]
+        self._gives_quality = self._output == OUR_OUTPUTS[0] and OUR_OUTPUTS[1] in names
+        self.quality = quality_in(self.info, self.name, self._gives_quality)
         self._images_at_once = self.batch_size or self._largest_batch(ONNX_BATCH if on_cpu else GPU_BATCH)
 
     def _find_output(self, wanted: str | None) -> tuple[str, int]:
@@ -121,45 +127,59 @@ class OnnxEmbedder:
         output = wanted or names[0]
         # Asked, not read off the graph: shapes there may be left open, or wrong.
         probe = np.zeros((self.batch_size or 1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-        return output, self._run(output, probe).shape[1]
+        return output, self._run([output], probe)[0].shape[1]
 
     def _largest_batch(self, wanted: int) -> int:
         """`wanted`, or 1 where the graph says that it takes any number but has one written into its inside."""
         try:
-            self._run(self._output, np.zeros((2, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32))
+            self._run([self._output], np.zeros((2, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32))
         except CheckpointError:
             self.notes.append("says that it takes any number of images, but takes only one at a time")
             return 1
         return wanted
 
-    def _run(self, output: str, batch: np.ndarray) -> np.ndarray:
+    def _run(self, outputs: Sequence[str], batch: np.ndarray) -> list[np.ndarray]:
         try:
-            (result,) = self._session.run([output], self._input.feed(batch))
+            result, *others = self._session.run(outputs, self._input.feed(batch))
         except Exception as error:
             raise CheckpointError(f"{self.name}: failed on {batch.shape[0]} images: {first_line(error)}") from None
         if result.ndim != 2 or len(result) != len(batch):
             raise CheckpointError(f"{self.name}: expected embeddings [{len(batch)}, d], got {list(result.shape)}")
-        return result
+        if any(other.size != len(batch) for other in others):
+            raise CheckpointError(f"{self.name}: expected {OUR_OUTPUTS[1]} [{len(batch)}], got {list(others[0].shape)}")
+        return [result, *(other.reshape(-1, 1) for other in others)]
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """See `Embedder`. A fixed batch size is honoured by filling the last batch up with grey."""
-        result = np.empty((len(images), self.dim), np.float32)
+        return self._outputs([self._output], images)[0]
+
+    def embed_and_judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Embedder`. The graph's own output `quality` comes first."""
+        if self.quality is None or not self._gives_quality:
+            return judged(self.embed(images), self.quality)
+        embedding, z = self._outputs(OUR_OUTPUTS, images)
+        return embedding, z[:, 0]
+
+    def _outputs(self, names: Sequence[str], images: np.ndarray) -> list[np.ndarray]:
+        """Outputs of the graph, float32 [N, dim] and, of the second one, [N, 1]."""
+        results = [np.empty((len(images), width), np.float32) for width in (self.dim, 1)[: len(names)]]
 
         def fill(rows: slice) -> None:
             batch = self.pixels.prepare(images[rows])
             count = len(batch)
             if self.batch_size and count < self.batch_size:
                 batch = np.concatenate([batch, np.zeros((self.batch_size - count, *batch.shape[1:]), np.float32)])
-            embedding = self._run(self._output, batch)[:count]
-            if embedding.shape[1] != self.dim:
-                raise CheckpointError(f"{self.name}: expected {self.dim} numbers an image, got {embedding.shape[1]}")
-            result[rows] = embedding
+            found = self._run(names, batch)
+            if found[0].shape[1] != self.dim:
+                raise CheckpointError(f"{self.name}: expected {self.dim} numbers an image, got {found[0].shape[1]}")
+            for result, values in zip(results, found, strict=True):
+                result[rows] = values[:count]
 
         parts = _parts(len(images), self._images_at_once)
         if self._callers == 1 or len(parts) < 2:
             for rows in parts:
                 fill(rows)
-            return result
+            return results
         with ThreadPoolExecutor(min(self._callers, len(parts))) as pool:
             try:
                 for _ in pool.map(fill, parts):
@@ -167,7 +187,7 @@ class OnnxEmbedder:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return result
+        return results
 
 
 def _open_session(path: Path, threads: int, providers: list[Any]) -> onnxruntime.InferenceSession:
@@ -244,6 +264,15 @@ class TorchEmbedder:
         for rows in _parts(len(images), self._images_at_once):
             result[rows] = self._run(self.pixels.prepare(images[rows]))
         return result
+
+    def embed_and_judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Embedder`."""
+        return judged(self.embed(images), self.quality)
+
+
+def judged(embedding: np.ndarray, quality: NormQuality | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Raw embeddings [N, d] and the z of their norms, float32 [N], where there is a measure."""
+    return embedding, None if quality is None else quality.z(np.linalg.norm(embedding, axis=1))
 
 
 def _parts(count: int, size: int) -> list[slice]:

@@ -5,7 +5,7 @@
         label         whole number, of RecordIO sets only
         embedding     float32 [d], raw; with --flip that of the mirror image added
         norm          float32, of the image alone
-        quality       float32, z-score of the norm, and
+        quality       float32, z-score of the raw embedding's norm, and
         recognizable  bool, whether it reaches the threshold; both only where the model carries what it takes
         about         JSON of the model's name, --flip, pixels and the three numbers of the quality
 
@@ -74,16 +74,16 @@ def _columns(
     embedder: Embedder, pictures: Pictures, numbers: list[int], images: np.ndarray, flip: bool
 ) -> dict[str, Any]:
     names = [pictures.name(number) for number in numbers]
-    straight = embedder.embed(images)
+    straight, quality = embedder.embed_and_judge(images)
     embedding = straight + embedder.embed(np.ascontiguousarray(images[:, :, ::-1])) if flip else straight
     require_finite(embedding, names)
-    norm = np.linalg.norm(straight, axis=1)
     columns: dict[str, Any] = {"file": names}
     if pictures.labels is not None:
         columns["label"] = pictures.labels[numbers].astype(np.int64)
-    columns |= {"embedding": embedding, "norm": norm}
-    if embedder.quality is not None:
-        columns |= {"quality": embedder.quality.z(norm), "recognizable": embedder.quality.recognizable(norm)}
+    columns |= {"embedding": embedding, "norm": np.linalg.norm(straight, axis=1)}
+    if quality is not None:
+        assert embedder.quality is not None
+        columns |= {"quality": quality, "recognizable": embedder.quality.recognizable(quality)}
     return columns
 
 

@@ -3,7 +3,8 @@
 z = (‖x‖ − μ)/σ of the raw embedding of the image alone, without its mirror (eq. 10 of "A Quality Aware
 Sample-to-Sample Comparison for Face Recognition", WACV 2023); below the threshold a picture had no weight when the
 model was trained (eq. 11). An ONNX file's metadata carry the three numbers as `quality_mean`, `quality_std` and
-`quality_threshold`, the last of them a z (−τ); a model file's info so, too, or as `norms`: mean, deviation, tau.
+`quality_threshold`, the last of them a z (−τ); a model file's info so, too, or as `norms`: mean, deviation, tau. A
+graph may give z itself, as its output `quality`: the only way where its embeddings have unit length.
 Proven by tests/eval/test_norm_quality.py.
 """
 
@@ -34,21 +35,21 @@ class NormQuality:
         """The quality of images from the norms of their embeddings, float32 of the same shape."""
         return ((np.asarray(norm, np.float64) - self.mean) / self.std).astype(np.float32)
 
-    def recognizable(self, norm: np.ndarray) -> np.ndarray:
-        """Which of the images are, bool of the same shape."""
-        return (np.asarray(norm, np.float64) - self.mean) / self.std >= self.threshold
+    def recognizable(self, z: np.ndarray) -> np.ndarray:
+        """Which of the images of these qualities are, bool of the same shape."""
+        return np.asarray(z) >= self.threshold
 
 
-def quality_in(info: Mapping[str, Any], name: str) -> NormQuality | None:
+def quality_in(info: Mapping[str, Any], name: str, has_output: bool = False) -> NormQuality | None:
     """The measure that a model file's info or an ONNX file's metadata (numbers as text) carries; None without one.
 
-    None also of a graph whose embeddings have unit length: their norm says nothing.
+    None also of a graph whose embeddings have unit length, as their norm says nothing, unless `has_output`: it gives z.
     name: of the file. CheckpointError when some of the three numbers are missing, or none that can be used.
     """
     if isinstance(norms := info.get("norms"), Mapping) and not any(key in info for key in KEYS):
         with contextlib.suppress(KeyError, TypeError):
             info = dict(zip(KEYS, (norms["mean"], norms["deviation"], -norms["tau"]), strict=True))
-    if not any(key in info for key in KEYS) or info.get("embedding") == UNIT:
+    if not any(key in info for key in KEYS) or (info.get("embedding") == UNIT and not has_output):
         return None
     try:
         mean, std, threshold = (float(json.loads(value) if isinstance(value := info[key], str) else value)

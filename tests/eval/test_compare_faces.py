@@ -9,6 +9,7 @@ import pytest
 
 from eval import compare_faces, embed_command
 from eval.compare_faces import compare
+from eval.embed import judged
 from eval.norm_quality import NormQuality
 from eval.pictures import FaceMaker
 from eval.thresholds import Threshold, from_pairs
@@ -17,6 +18,8 @@ from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
 from recognition.errors import DataError, SettingsError
 from tests.eval.evaluated_runs import evaluation, row
+from tools.export_onnx import export
+from tools.exporting.form import Form
 
 MATRIX = np.random.default_rng(0).normal(size=(7 * 7 * 3, 6)).astype(np.float32)
 
@@ -32,6 +35,9 @@ class Cheap:
     def embed(self, images):
         coarse = images.reshape(len(images), 7, 16, 7, 16, 3).mean(axis=(2, 4)).reshape(len(images), -1)
         return (coarse.astype(np.float32) - 127.5) @ MATRIX / 1000
+
+    def embed_and_judge(self, images):
+        return judged(self.embed(images), self.quality)
 
 
 def picture(number, noise=0.0):
@@ -171,6 +177,16 @@ def test_command_where_the_quality_is_too_low(run, faces, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.count(", below the threshold -2\n") == 2
     assert text.endswith("verdict: cannot tell (quality below the threshold)\n")
+
+
+def test_command_where_the_quality_is_not_known(faces, tmp_path, capsys):
+    settings = BackboneSettings("tiny", embedding_size=8)
+    save_model(tmp_path / "m.pt", build(settings), settings, {})
+    export(tmp_path / "m.pt", tmp_path / "unit.onnx", form=Form(unit=True))
+    for name, reason in (("m.pt", "the model carries no measure of it"),
+                         ("unit.onnx", "the embeddings have unit length, and no other output tells it")):
+        embed_command.main([str(tmp_path / name), "compare", *faces[:2], "--threads", "1"])
+        assert capsys.readouterr().out.count(f", quality not known: {reason}\n") == 2
 
 
 def test_pictures_and_options_that_cannot_be(run, faces, tmp_path, capsys):

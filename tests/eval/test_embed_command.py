@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from eval import embed_command, embedding_file
-from eval.embed import TorchEmbedder, load_embedder
+from eval.embed import TorchEmbedder, judged, load_embedder
 from eval.embed_command import embed_pictures
 from eval.norm_quality import NormQuality
 from eval.pictures import FaceMaker, ReadingError, open_pictures
@@ -23,6 +23,8 @@ from recognition.data.dataset import open_dataset
 from recognition.data.face_detector import FaceDetector
 from recognition.data.image_file import decode_rgb
 from recognition.errors import CheckpointError, DataError, NumericsError, SettingsError
+from tools.export_onnx import export
+from tools.exporting.form import Form
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +59,7 @@ def model(tmp_path_factory):
     """A model file that carries its measure of quality."""
     settings = BackboneSettings("tiny", embedding_size=8)
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_model(path, build(settings), settings, {"quality_mean": 4.0, "quality_std": 0.5, "quality_threshold": -2.0})
+    save_model(path, build(settings), settings, {"norms": {"mean": 4.0, "deviation": 0.5, "tau": 2.0}})
     return path
 
 
@@ -113,6 +115,19 @@ def test_types_on_disk(folder, tmp_path, model):
         "<f4", "<f4", "<f4", "|b1"]
 
 
+def test_a_graph_that_gives_the_quality(folder, tmp_path, model):
+    """The same qualities from a file of unit length with an output for them as from the model file it is made of."""
+    export(model, tmp_path / "unit.onnx", form=Form(unit=True, quality=True, norms="run"))
+    for path, name in ((model, "pt"), (tmp_path / "unit.onnx", "onnx")):
+        embed_command.main([str(path), str(folder), str(tmp_path / f"{name}.npz"), "--threads", "1", "--flip"])
+    (wanted, told), (found, about) = (read(tmp_path / f"{name}.npz") for name in ("pt", "onnx"))
+    np.testing.assert_allclose(found["quality"], wanted["quality"], atol=1e-2)
+    assert found["recognizable"].tolist() == (found["quality"] >= -2).tolist() == wanted["recognizable"].tolist()
+    np.testing.assert_allclose(found["norm"], 1, rtol=1e-5)
+    assert {key: value for key, value in about.items() if key.startswith("quality")} == {
+        key: value for key, value in told.items() if key.startswith("quality")}
+
+
 def test_a_record_set_has_labels_and_no_quality_where_the_model_knows_none(small_set, tmp_path):
     settings = BackboneSettings("tiny", embedding_size=8)
     save_model(tmp_path / "m.pt", build(settings), settings, {"run": "r"})
@@ -141,6 +156,9 @@ class Cheap:
         self.seen.append(images)
         mean = images.mean(axis=(1, 2)).astype(np.float32)
         return mean if self.value is None else np.full_like(mean, self.value)
+
+    def embed_and_judge(self, images):
+        return judged(self.embed(images), self.quality)
 
 
 def test_other_sizes_are_refused_unless_asked_for(folder, tmp_path, model):
