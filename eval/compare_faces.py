@@ -16,30 +16,12 @@ from eval.embed import Embedder, require_finite
 from eval.model_options import add_model_options, open_model
 from eval.norm_quality import UNIT
 from eval.picture_options import add_picture_options, face_maker
-from eval.pictures import FaceMaker
+from eval.pictures import SIZE_HINT, FaceMaker, FilePictures, OtherSizeError
 from eval.thresholds import Threshold, UnknownThresholdError, from_model, from_pairs
 from eval.verification import similarity, squared_distances, write_json
 from recognition.errors import SettingsError
 
 SAME, DIFFERENT, CANNOT_TELL = "same person", "different people", "cannot tell"
-
-
-class _Files:
-    """Two picture files, as given."""
-
-    labels: np.ndarray | None = None
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, number: int) -> str:
-        return self._names[number]
-
-    def read(self, number: int) -> bytes:
-        return Path(self._names[number]).read_bytes()
 
 
 def compare(
@@ -55,7 +37,11 @@ def compare(
     Raises:
         DataError, SettingsError: a picture that cannot be used. NumericsError: an embedding is not finite.
     """
-    images = np.stack([faces(_Files(names), number) for number in range(2)])
+    pictures = FilePictures(Path(), names)
+    try:
+        images = np.stack([faces(pictures, number) for number in range(2)])
+    except OtherSizeError as error:
+        raise SettingsError(f"{error}. {SIZE_HINT}") from None
     straight, quality = embedder.embed_and_judge(images)
     sums = straight + embedder.embed(np.ascontiguousarray(images[:, :, ::-1])) if flip else straight
     require_finite(sums, list(names))

@@ -17,14 +17,14 @@ FACES_AT_ONCE = 128  # crops that the network gets together
 BLOCKS_AHEAD = 3  # of so many crops, read before the network asks for them: 5 MB each
 
 Crop = Callable[[int], np.ndarray]  # number → RGB uint8 [112, 112, 3]; DataError where the picture cannot be used
-Crops = tuple[range, np.ndarray, dict[int, str]]  # see `crops_ahead`
+Crops = tuple[range, np.ndarray, dict[int, DataError]]  # see `crops_ahead`
 
 
 def crops_ahead(crop: Crop, blocks: Iterable[range], threads: int) -> Generator[Crops, None, None]:
     """Crops of blocks of faces, read by `threads` threads ahead of whoever asks.
 
     Yields:
-        the block; its crops, uint8 [n, 112, 112, 3], black where one cannot be had; a line for each of those, by its
+        the block; its crops, uint8 [n, 112, 112, 3], black where one cannot be had; why each of those cannot, by its
         number. Other errors than DataError end it.
     """
     waiting: deque[tuple[range, list[Future[np.ndarray]]]] = deque()
@@ -41,10 +41,10 @@ def crops_ahead(crop: Crop, blocks: Iterable[range], threads: int) -> Generator[
 
 
 def _gather(block: range, futures: Sequence[Future[np.ndarray]]) -> Crops:
-    crops, problems = np.zeros((len(block), SIZE, SIZE, 3), np.uint8), {}
+    crops, problems = np.zeros((len(block), SIZE, SIZE, 3), np.uint8), dict[int, DataError]()
     for place, future in enumerate(futures):
         try:
             crops[place] = future.result()
         except DataError as error:
-            problems[block[place]] = str(error)
+            problems[block[place]] = error
     return block, crops, problems

@@ -9,7 +9,7 @@
         recognizable  bool, whether it reaches the threshold; both only where the model carries what it takes
         about         JSON of the model's name, --flip, pixels and the three numbers of the quality
 
-Pictures that cannot be used are named, counted and left out; exit status 3 when none is left. `… MODEL compare A B` is
+Pictures that cannot be used are named, counted and left out; none left is an error. `… MODEL compare A B` is
 eval/compare_faces.py. Proven by tests/eval/test_embed_command.py.
 """
 
@@ -31,9 +31,9 @@ from eval.embed import Embedder, require_finite
 from eval.embedding_file import check_output, open_embeddings
 from eval.model_options import add_model_options, open_model
 from eval.picture_options import add_picture_options, face_maker
-from eval.pictures import FaceMaker, Pictures, open_pictures
+from eval.pictures import SIZE_HINT, FaceMaker, OtherSizeError, Pictures, open_pictures
 from recognition.cpus import available_cpus
-from recognition.errors import DataError
+from recognition.errors import DataError, SettingsError
 
 COMPARE = "compare"
 
@@ -45,10 +45,11 @@ def embed_pictures(
     """Embed pictures into a file, see this file's first paragraph; returns how many were written and left out.
 
     Raises:
-        DataError: not one could be used, or the file cannot be written. ReadingError, SettingsError: as FaceMaker.
+        DataError: not one could be used, or the file cannot be written. SettingsError: not one, and some are of another
+            size: all of the folder will be. ReadingError: as FaceMaker.
         NumericsError: an embedding is not finite; the pictures are named.
     """
-    total, left_out = len(pictures), 0
+    total, left_out, other_size = len(pictures), 0, list[str]()
     blocks = (range(start, min(start + FACES_AT_ONCE, total)) for start in range(0, total, FACES_AT_ONCE))
     crop = partial(faces, pictures)
     with (
@@ -57,17 +58,27 @@ def embed_pictures(
         tqdm(total=total, desc=out.name, unit="picture", disable=None if progress else True, leave=False) as bar,
     ):
         for block, crops, problems in ready:
-            for line in problems.values():
-                tqdm.write(f"left out: {line}", file=sys.stderr)
+            other_size += [str(one) for one in problems.values() if isinstance(one, OtherSizeError)]
+            _name([str(one) for one in problems.values() if not isinstance(one, OtherSizeError)])
             left_out += len(problems)
-            numbers = [number for number in block if number not in problems]
-            if numbers:
+            if left_out < block.stop:  # one was usable; where none is, all of the folder will be photos
+                _name(other_size)
+                other_size.clear()
+            if numbers := [number for number in block if number not in problems]:
                 images = crops[[number - block.start for number in numbers]]
                 add(_columns(embedder, pictures, numbers, images, flip))
             bar.update(len(block))
+        if left_out == total and other_size:
+            raise SettingsError(f"none of {total} pictures can be used, {len(other_size)} for their size: "
+                                f"{other_size[0]}. {SIZE_HINT}")
         if left_out == total:
             raise DataError(f"none of {total} pictures can be used; {out} is not written")
     return total - left_out, left_out
+
+
+def _name(lines: list[str]) -> None:
+    for line in lines:
+        tqdm.write(f"left out: {line}", file=sys.stderr)
 
 
 def _columns(
@@ -120,7 +131,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         epilog="python -m eval.embed MODEL compare A B [options] compares two pictures; its options: … compare --help",
     )
     add_model_options(parser)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="pictures at any depth, or a RecordIO set")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of pictures at any depth, a picture, or RecordIO")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write: NAME.parquet or NAME.npz")
     parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding")
     add_picture_options(parser)

@@ -93,7 +93,7 @@ def embed_chunks(
             for _ in range(0, len(rows), FACES_AT_ONCE):
                 block, crops, unreadable = next(ready)
                 if unreadable:
-                    problems += unreadable.values()
+                    problems += map(str, unreadable.values())
                     spoilt.set()
                 whole = whole and not spoilt.is_set()
                 if whole:

@@ -1,12 +1,13 @@
 """Pictures by number, from a folder of any depth or a RecordIO set, and how each becomes an aligned face.
 
 Owns what is a face here: a picture of 112×112 pixels, or with a detector the largest central face of any picture, or
-with `resize` the whole of it. A picture that is none, cut, or without a face is a DataError that says so, and the
-caller goes on; a picture of another size is a SettingsError, since all of the folder will be; a disk that fails is a
-ReadingError, which says nothing about the picture. Proven by tests/eval/test_embed_command.py.
+with `resize` the whole of it. A picture that is none, cut, without a face or of another size (OtherSizeError) is a
+DataError that says so, and the caller goes on; a disk that fails is a ReadingError, which says nothing about the
+picture. Proven by tests/eval/test_embed_command.py.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
@@ -18,8 +19,17 @@ from eval.verification_sets import ENDINGS
 from recognition.data.align import align_face
 from recognition.data.dataset import RecordDataset, open_dataset
 from recognition.data.face_detector import FaceDetector
-from recognition.data.image_file import OF_THE_PICTURE, decode_rgb, resized
+from recognition.data.image_file import OF_THE_PICTURE, decode_rgb, image_size, resized
 from recognition.errors import DataError, SettingsError, TrainerError
+
+# Names of pictures, too. What they hold decides: a .jfif is a JPEG, a .tif is left out, and counted.
+OTHER_ENDINGS = (".jfif", ".jpe", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm")
+SIZE_HINT = ("--detect YUNET.onnx finds and aligns the face of ordinary photos, --resize takes whole pictures of any "
+             "size")
+
+
+class OtherSizeError(DataError):
+    """A picture that is no aligned face by its size. Where none of them is, SIZE_HINT tells what to do."""
 
 
 class ReadingError(TrainerError):
@@ -42,21 +52,13 @@ class Pictures(Protocol):
         """A picture's bytes; OSError or DataError."""
 
 
-class FolderPictures:
-    """Picture files of a folder and those below it, by name; hidden ones are passed over."""
+class FilePictures:
+    """Picture files, by their paths from a folder."""
 
     labels: np.ndarray | None = None
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._names: list[str] = []
-        for folder, folders, files in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            below = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
-            self._names += [below + name for name in sorted(files)
-                            if name.lower().endswith(ENDINGS) and not name.startswith(".")]
-        if not self._names:
-            raise DataError(f"{root}: no pictures in it or below ({', '.join(ENDINGS)}), and no .rec file")
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._root, self._names = root, names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -91,12 +93,30 @@ class SetPictures:
 
 
 def open_pictures(path: Path) -> Pictures:
-    """A .rec file or a folder with one is a set, another folder holds pictures; DataError without any."""
-    if path.is_file() or any(path.glob("*.rec")):
-        return SetPictures(open_dataset(path))
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder or file; expected a folder of pictures, or a RecordIO set")
-    return FolderPictures(path)
+    """A .rec file or a folder with one is a set, another folder holds pictures, a file may be one; DataError if not."""
+    if path.is_dir():
+        return SetPictures(open_dataset(path)) if any(path.glob("*.rec")) else _below(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such folder or file; expected pictures or a RecordIO set")
+    if path.name.lower().endswith(ENDINGS + OTHER_ENDINGS):
+        return FilePictures(path.parent, [path.name])
+    if path.suffix != ".rec":
+        raise DataError(f"{path}: expected a folder of pictures, a picture ({', '.join(ENDINGS)}) or a RecordIO set's "
+                        ".rec file")
+    return SetPictures(open_dataset(path))
+
+
+def _below(root: Path) -> FilePictures:
+    """The pictures of a folder and those below it, by name; hidden ones are passed over."""
+    names: list[str] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
+        names += [below + name for name in sorted(files)
+                  if name.lower().endswith(ENDINGS + OTHER_ENDINGS) and not name.startswith(".")]
+    if not names:
+        raise DataError(f"{root}: no pictures in it or below ({', '.join(ENDINGS)}), and no .rec file")
+    return FilePictures(root, names)
 
 
 class FaceMaker:
@@ -120,7 +140,7 @@ class FaceMaker:
         """RGB uint8 [112, 112, 3] of a picture; the errors of this file's first paragraph."""
         name = pictures.name(number)
         try:
-            return self._face(name, decode_rgb(pictures.read(number)))
+            return self._face(name, pictures.read(number))
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno not in OF_THE_PICTURE:
@@ -129,7 +149,13 @@ class FaceMaker:
         except ValueError as error:  # ImageError is one
             raise DataError(f"{name}: {error}") from None
 
-    def _face(self, name: str, image: np.ndarray) -> np.ndarray:
+    def _face(self, name: str, encoded: bytes | np.ndarray) -> np.ndarray:
+        if self._idle is None and not self._resize:
+            height, width = image_size(encoded)  # by its header: thousands of photos are refused in no time
+            if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
+                raise OtherSizeError(f"{name}: {width}×{height} pixels; expected aligned faces of "
+                                     f"{IMAGE_SIZE}×{IMAGE_SIZE}")
+        image = decode_rgb(encoded)
         if self._idle is not None:
             detector = self._idle.get()
             try:
@@ -139,12 +165,4 @@ class FaceMaker:
             if face is None:
                 raise ValueError("no face was found")
             return align_face(image, face.landmarks)
-        height, width = image.shape[:2]
-        if (height, width) == (IMAGE_SIZE, IMAGE_SIZE):
-            return image
-        if self._resize:
-            return resized(image, IMAGE_SIZE)
-        raise SettingsError(
-            f"{name}: {width}×{height} pixels; expected aligned faces of {IMAGE_SIZE}×{IMAGE_SIZE}. --detect YUNET.onnx"
-            " finds and aligns the face of ordinary photos, --resize takes whole pictures of any size"
-        )
+        return resized(image, IMAGE_SIZE) if self._resize else image

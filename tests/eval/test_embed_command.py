@@ -161,19 +161,56 @@ class Cheap:
         return judged(self.embed(images), self.quality)
 
 
-def test_other_sizes_are_refused_unless_asked_for(folder, tmp_path, model):
-    big = write_picture(folder / "big.png", 50, 300)
+@pytest.mark.parametrize("block", [1, 2, 128])
+@pytest.mark.parametrize("name", ["0.png", "z.png"])  # the first and the last picture
+def test_another_size_is_left_out(folder, tmp_path, monkeypatch, capsys, block, name):
+    """As what is cut, wherever it stands; the others are written."""
+    monkeypatch.setattr(embed_command, "FACES_AT_ONCE", block)
+    write_picture(folder / name, 50, 113)
     out = tmp_path / "out.npz"
-    with pytest.raises(SettingsError, match=r"big\.png: 300×300 pixels; expected .*112×112.*--detect .*--resize"):
-        embed_command.main([str(model), str(folder), str(out), "--threads", "1"])
+    assert embed_pictures(Cheap(), open_pictures(folder), FaceMaker(), out, threads=1) == (5, 2)
+    assert read(out)[0]["file"].tolist() == NAMES
+    said = capsys.readouterr().err
+    assert said.count(f"left out: {name}: 113×113 pixels; expected aligned faces of 112×112") == 1
+    assert said.count("left out: ") == 2
+
+
+def test_only_other_sizes_are_refused_unless_asked_for(folder, tmp_path, model, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out.npz"
+    for number in range(3):
+        big = write_picture(photos / f"{number}.png", 50, 300)
+    (photos / "x.jpg").write_bytes(b"no picture")
+    with pytest.raises(SettingsError, match=r"none of 4 .*, 3 for their size: 0\.png: 300×300 .*112×112\. --detect Y"):
+        embed_command.main([str(model), str(photos), str(out), "--threads", "1"])
+    assert capsys.readouterr().err.count("left out: ") == 1, "a line for each of a million photos helps nobody"
     assert not out.exists()
     assert not list(tmp_path.glob(".*"))
+    (photos / "0.png").replace(folder / "big.png")
     cheap = Cheap()
     assert embed_pictures(cheap, open_pictures(folder), FaceMaker(resize=True), out, threads=1) == (6, 1)
     area = cv2.resize(np.ascontiguousarray(big), (112, 112), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(cheap.seen[0][2], area)  # a.PNG, b.png, big.png
     with pytest.raises(SettingsError, match="choose one"):
         embed_command.main([str(model), str(folder), str(out), "--resize", "--detect", "yunet.onnx"])
+
+
+def test_one_picture(folder, tmp_path, model):
+    out = tmp_path / "out.npz"
+    embed_command.main([str(model), str(folder / "x" / "1.png"), str(out), "--threads", "1"])
+    columns, _ = read(out)
+    assert columns["file"].tolist() == ["1.png"]
+    image = decode_rgb((folder / "x" / "1.png").read_bytes())[None]
+    np.testing.assert_allclose(columns["embedding"], load_embedder(model, 1, "cpu").embed(image), rtol=1e-4, atol=1e-3)
+    with pytest.raises(DataError, match=r"notes\.txt: expected a folder of pictures, a picture \(\.jpg.*\.rec file"):
+        embed_command.main([str(model), str(folder / "notes.txt"), str(out)])
+
+
+def test_what_a_picture_holds_decides_and_not_its_name(folder, tmp_path, capsys):
+    (folder / "b.png").replace(folder / "b.jfif")
+    cv2.imwrite(str(folder / "c.tif"), np.zeros((112, 112, 3), np.uint8))
+    assert embed_pictures(Cheap(), open_pictures(folder), FaceMaker(), tmp_path / "out.npz", threads=1) == (5, 2)
+    assert "b.jfif" in read(tmp_path / "out.npz")[0]["file"]
+    assert "left out: c.tif: not a JPEG, PNG, BMP or WebP image" in capsys.readouterr().err
 
 
 def test_nothing_that_can_be_used(tmp_path, model, capsys):
