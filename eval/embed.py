@@ -3,10 +3,12 @@
 Owns the opening of models for evaluation: what goes in is uint8 RGB [N, 112, 112, 3] whatever the model, what comes
 out float32 [N, d], raw (not unit length). What the network takes (eval/pixels.py) is what the user says of it, else
 what the file's metadata or its graph show (eval/onnx_input.py), else the field's: RGB, (pixel − 127.5) / 127.5.
-A model file is somebody else's work: sizes and types are checked before the first image (eval/onnx_file.py).
+Torch's networks are eval/torch_embedder.py's. A model file is somebody else's work: sizes and types are checked before
+the first image (eval/onnx_file.py).
 `python -m eval.embed` is a command on top of this, eval/embed_command.py. Proven by tests/eval/test_embed.py.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 
-from eval.norm_quality import NormQuality, quality_in
+from eval.norm_quality import NormQuality, judged, quality_in
 from eval.onnx_file import check_onnx_file, first_line
 from eval.onnx_input import find_input, find_pixels
 from eval.pixels import IMAGE_SIZE, Given, Pixels, normalise
+from eval.torch_embedder import GPU_BATCH, TorchEmbedder, slices
 from recognition.cpus import available_cpus
 from recognition.errors import CheckpointError, NumericsError, SettingsError
 
@@ -27,7 +30,7 @@ __all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "TorchEmbedder", "
 
 # Images at once, of a model that takes any number. On a CPU what is computed has to stay in the cache: 64 at once are a
 # third slower or more (docs/evaluation.md, "Measured").
-ONNX_BATCH, TORCH_BATCH, GPU_BATCH = 4, 8, 256
+ONNX_BATCH = 4
 OUR_OUTPUTS = ("embedding", "quality")  # of this project's graphs with two; the first counts
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
@@ -175,7 +178,7 @@ class OnnxEmbedder:
             for result, values in zip(results, found, strict=True):
                 result[rows] = values[:count]
 
-        parts = _parts(len(images), self._images_at_once)
+        parts = slices(len(images), self._images_at_once)
         if self._callers == 1 or len(parts) < 2:
             for rows in parts:
                 fill(rows)
@@ -204,6 +207,8 @@ def _open_session(path: Path, threads: int, providers: list[Any]) -> onnxruntime
 def _providers(path: Path, device: str) -> list[Any]:
     """Names that onnxruntime has for a device; the CPU behind the GPU takes what the GPU's provider lacks."""
     kind, _, number = device.partition(":")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise SettingsError(f"{path}: device {device}: expected auto, cpu, cuda, or a GPU's number as in cuda:1")
     has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if kind == "cuda" and not has_gpu:
         raise SettingsError(f"{path}: device {device}: onnxruntime is installed without CUDA (package onnxruntime-gpu)")
@@ -211,72 +216,6 @@ def _providers(path: Path, device: str) -> list[Any]:
         return ["CPUExecutionProvider"]
     # TF32, which it would take by default, keeps 10 of float32's 23 bits.
     return [("CUDAExecutionProvider", {"device_id": number or "0", "use_tf32": "0"}), "CPUExecutionProvider"]
-
-
-def refuse_tf32(device: Any) -> None:
-    """On a torch device that is a GPU: let convolutions and products be float32, for the whole process."""
-    import torch  # not above, see load_embedder
-
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-
-class TorchEmbedder:
-    """A backbone of this project, a torch module that takes float32 [n, 3, 112, 112]; `name` is for messages.
-
-    It runs in float32, whatever it was trained in, and without TF32 on a GPU: figures of one model differ between
-    devices by float32's rounding at most.
-    """
-
-    def __init__(
-        self, module: Any, name: str, threads: int, device: str, given: Given | None = None,
-        info: Mapping[str, Any] | None = None,
-    ) -> None:
-        import torch  # not above, see load_embedder
-
-        torch.set_num_threads(threads)
-        given = given or Given()
-        default = Pixels()
-        self.name = name
-        self.pixels = Pixels(
-            given.mean or default.mean, given.std or default.std, given.color_order or default.color_order
-        )
-        self.notes: list[str] = []
-        self.info = info or {}
-        self.quality = quality_in(self.info, name)
-        self._torch = torch
-        self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        refuse_tf32(self._device)
-        self._module = module.to(self._device, memory_format=torch.channels_last).eval()  # faster on a CPU
-        self._images_at_once = TORCH_BATCH if self._device.type == "cpu" else GPU_BATCH
-        self.dim = self._run(np.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)).shape[1]
-
-    def _run(self, batch: np.ndarray) -> np.ndarray:
-        with self._torch.inference_mode():
-            images = self._torch.from_numpy(batch).to(self._device, memory_format=self._torch.channels_last)
-            embedding = self._module(images)
-        return embedding.float().cpu().numpy()
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """See `Embedder`."""
-        result = np.empty((len(images), self.dim), np.float32)
-        for rows in _parts(len(images), self._images_at_once):
-            result[rows] = self._run(self.pixels.prepare(images[rows]))
-        return result
-
-    def embed_and_judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Embedder`."""
-        return judged(self.embed(images), self.quality)
-
-
-def judged(embedding: np.ndarray, quality: NormQuality | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Raw embeddings [N, d] and the z of their norms, float32 [N], where there is a measure."""
-    return embedding, None if quality is None else quality.z(np.linalg.norm(embedding, axis=1))
-
-
-def _parts(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def require_finite(embeddings: np.ndarray, names: list[str] | None = None) -> None:

@@ -60,3 +60,8 @@ def quality_in(info: Mapping[str, Any], name: str, has_output: bool = False) -> 
     if not all(map(math.isfinite, (mean, std, threshold))) or std <= 0:
         raise CheckpointError(f"{name}: its quality: mean {mean:g}, std {std:g}, threshold {threshold:g}")
     return NormQuality(mean, std, threshold)
+
+
+def judged(embedding: np.ndarray, quality: NormQuality | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Raw embeddings [N, d] and the z of their norms, float32 [N], where there is a measure."""
+    return embedding, None if quality is None else quality.z(np.linalg.norm(embedding, axis=1))

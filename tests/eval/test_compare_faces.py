@@ -9,8 +9,7 @@ import pytest
 
 from eval import compare_faces, embed_command
 from eval.compare_faces import compare
-from eval.embed import judged
-from eval.norm_quality import NormQuality
+from eval.norm_quality import NormQuality, judged
 from eval.pictures import FaceMaker
 from eval.thresholds import Threshold, from_pairs
 from eval.verification import evaluate, load_bin

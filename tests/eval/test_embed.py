@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from eval import embed
+from eval import embed, torch_embedder
 from eval.embed import load_embedder, normalise, require_finite
 from eval.model_options import add_model_options, given_in, open_model
 from eval.pixels import Given, Pixels
@@ -105,6 +105,25 @@ def test_devices_that_are_not_there(tmp_path):
         load_embedder(saved(tmp_path, network()), 1, "cuda")
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:a", "meta"])
+def test_devices_that_are_none(tmp_path, device):
+    settings = BackboneSettings(name="tiny", embedding_size=16)
+    save_model(tmp_path / "model_last.pt", build(settings), settings, {})
+    for path in (saved(tmp_path, network()), tmp_path, tmp_path / "model_last.pt"):
+        with pytest.raises(SettingsError, match=f"device {device}: .+") as error:
+            load_embedder(path, 1, device)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(tmp_path):
+    settings = BackboneSettings(name="tiny", embedding_size=16)
+    save_model(tmp_path / "model_last.pt", build(settings), settings, {})
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(SettingsError, match=rf"model_last\.pt: device {device}: "):
+            load_embedder(tmp_path / "model_last.pt", 1, device)
+
+
 def test_gpus_compute_in_float32_and_not_in_tf32(monkeypatch):
     monkeypatch.setattr(embed.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     (provider, settings), behind = embed._providers("net.onnx", "cuda:1")
@@ -115,9 +134,9 @@ def test_gpus_compute_in_float32_and_not_in_tf32(monkeypatch):
     try:
         for part in parts:
             part.allow_tf32 = True
-        embed.refuse_tf32(torch.device("cpu"))
+        torch_embedder.refuse_tf32(torch.device("cpu"))
         assert [part.allow_tf32 for part in parts] == [True, True]
-        embed.refuse_tf32(torch.device("cuda:1"))
+        torch_embedder.refuse_tf32(torch.device("cuda:1"))
         assert [part.allow_tf32 for part in parts] == [False, False]
     finally:
         for part, value in zip(parts, before, strict=True):

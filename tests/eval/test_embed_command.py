@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from eval import embed_command, embedding_file
-from eval.embed import TorchEmbedder, judged, load_embedder
+from eval.embed import TorchEmbedder, load_embedder
 from eval.embed_command import embed_pictures
-from eval.norm_quality import NormQuality
+from eval.norm_quality import NormQuality, judged
 from eval.pictures import FaceMaker, ReadingError, open_pictures
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
