@@ -25,8 +25,8 @@ from eval.torch_embedder import GPU_BATCH, TorchEmbedder, slices
 from recognition.cpus import available_cpus
 from recognition.errors import CheckpointError, NumericsError, SettingsError
 
-__all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "TorchEmbedder", "check_onnx_file", "load_embedder",
-           "normalise", "require_finite"]
+__all__ = ["IMAGE_SIZE", "Embed", "Embedder", "OnnxEmbedder", "SeveralOutputsError", "TorchEmbedder",
+           "check_onnx_file", "load_embedder", "normalise", "require_finite"]
 
 # Images at once, of a model that takes any number. On a CPU what is computed has to stay in the cache: 64 at once are a
 # third slower or more (docs/evaluation.md, "Measured").
@@ -34,6 +34,10 @@ ONNX_BATCH = 4
 OUR_OUTPUTS = ("embedding", "quality")  # of this project's graphs with two; the first counts
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 RGB [n, 112, 112, 3] → float32 [n, d], raw
+
+
+class SeveralOutputsError(CheckpointError):
+    """A graph of which nobody said which output is the embedding."""
 
 
 class Embedder(Protocol):
@@ -66,7 +70,8 @@ def load_embedder(
     """Open a model.
 
     Args:
-        model: an .onnx file (run by onnxruntime), a .pt model file, or a run folder (its last model).
+        model: an .onnx file (run by onnxruntime), a .pt model file or bare state dict, or a run folder (its last
+            model).
         threads: how many CPU threads to use; None = all this process may use.
         device: "cpu", "cuda", "cuda:1", or "auto" = the first GPU if there is one that the runtime can use.
         given: what is known of the model; the rest is found out.
@@ -78,13 +83,15 @@ def load_embedder(
     model, given = Path(model), given or Given()
     threads = threads or available_cpus()
     if model.suffix == ".onnx":
+        if given.backbone:
+            raise SettingsError(f"{model}: a backbone is said of a bare state dict, an ONNX file has its own")
         return OnnxEmbedder(model, threads, device, given)
     if given.input or given.output or given.layout:
         raise SettingsError(f"{model}: input, output and layout are of ONNX files")
     # Here and not above: whoever evaluates an ONNX file does not wait for torch.
     from recognition.backbones.model_file import load_model, resolve_model
 
-    module, _, info = load_model(resolve_model(model))
+    module, _, info = load_model(resolve_model(model), given.backbone)
     return TorchEmbedder(module, str(model), threads, device, given, info)
 
 
@@ -126,7 +133,7 @@ class OnnxEmbedder:
         if wanted is None and set(names) == set(OUR_OUTPUTS):
             wanted = OUR_OUTPUTS[0]
         if wanted is None and len(names) != 1:
-            raise CheckpointError(f"{self.name}: expected one output, got {names}; --output says which")
+            raise SeveralOutputsError(f"{self.name}: expected one output, got {names}")
         output = wanted or names[0]
         # Asked, not read off the graph: shapes there may be left open, or wrong.
         probe = np.zeros((self.batch_size or 1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)

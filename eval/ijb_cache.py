@@ -74,6 +74,8 @@ def model_identity(
     """
     given = given or Given()
     chosen = {"input": given.input, "layout": given.layout, "output": given.output}
+    if given.backbone:
+        chosen["backbone"] = given.backbone
     files = model_hashes(model) if hashes is None else hashes
     return {"sha256": files[0], "weights": files[1:], "pixels": dataclasses.asdict(pixels), **chosen}
 

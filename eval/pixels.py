@@ -23,6 +23,7 @@ class Given:
     """What a user says of a model; None: to be found out.
 
     mean, std: one a channel.  color_order: RGB or BGR.  input, layout (NCHW or NHWC), output: of an ONNX graph.
+    backbone: of a bare state dict.
     """
 
     mean: Triple | None = None
@@ -31,6 +32,7 @@ class Given:
     input: str | None = None
     layout: str | None = None
     output: str | None = None
+    backbone: str | None = None
 
 
 @dataclass(frozen=True)

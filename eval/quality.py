@@ -24,7 +24,7 @@ from tqdm import tqdm
 from eval.embed import IMAGE_SIZE, Embed, require_finite
 from eval.ijb_cache import default_cache
 from eval.ijb_lists import find_target
-from eval.model_options import add_model_options, given_in
+from eval.model_options import add_model_options, given_in, naming_options
 from eval.pixels import Given
 from eval.quality_figures import (
     BINS,
@@ -318,12 +318,13 @@ def main(arguments: Sequence[str]) -> int | None:
     for folder in options.ijb:
         find_target(folder)
     images, subjects = load_images(options.images, options.count), load_subjects(options.images)
-    results = [
-        evaluate(model, images, options.sides, options.threads, options.device, True, given=given_in(options),
-                 subjects=subjects, sets=options.pairs, ijb=options.ijb, fmr=options.fmr,
-                 cache=None if options.no_cache else options.cache or default_cache(model))
-        for model in options.models
-    ]
+    with naming_options():
+        results = [
+            evaluate(model, images, options.sides, options.threads, options.device, True, given=given_in(options),
+                     subjects=subjects, sets=options.pairs, ijb=options.ijb, fmr=options.fmr,
+                     cache=None if options.no_cache else options.cache or default_cache(model))
+            for model in options.models
+        ]
     print(f"{len(images.images)} of {images.total} images of {images.path}; mean ± deviation; "
           "r: correlation of norm and cosine to the own centre")
     print(table(results))

@@ -226,7 +226,7 @@ def _bare_settings(
     if isinstance(backbone, BackboneSettings):
         return backbone
     if backbone is None:
-        raise CheckpointError(f"{path}: a bare state dict; say which backbone it belongs to")
+        raise CheckpointError(f"{path}: a bare state dict; say which backbone it belongs to (--backbone NAME)")
     sizes = [tensor.numel() for key, tensor in weights.items() if _bare_key(key) in EMBEDDING_BIASES]
     settings = BackboneSettings(name=backbone, embedding_size=sizes[0] if sizes else 512)
     if found := mistakes(settings):

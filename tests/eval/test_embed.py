@@ -15,6 +15,7 @@ from eval.pixels import Given, Pixels
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
 from recognition.errors import CheckpointError, NumericsError, SettingsError
+from tools.exporting.source import open_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
 WEIGHT = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
@@ -172,13 +173,41 @@ def options(*words):
 def test_options_of_the_command_line(tmp_path, capsys):
     path = str(saved(tmp_path, network()))
     found = options(path, "--mean", "1,2,3", "--std", "64", "--color-order", "bgr", "--input", "in0",
-                    "--layout", "nchw", "--output", "out0", "--threads", "1", "--device", "cpu")
-    given = Given((1.0, 2.0, 3.0), (64.0, 64.0, 64.0), "BGR", "in0", "NCHW", "out0")
+                    "--layout", "nchw", "--output", "out0", "--backbone", "tiny", "--threads", "1", "--device", "cpu")
+    given = Given((1.0, 2.0, 3.0), (64.0, 64.0, 64.0), "BGR", "in0", "NCHW", "out0", "tiny")
     assert given_in(found) == given
+    found.backbone = None
     embedder = open_model(found)
     assert embedder.pixels == Pixels((1.0, 2.0, 3.0), (64.0, 64.0, 64.0), "BGR")
     assert given_in(options(path)) == Given()
     assert capsys.readouterr().out == ""
+
+
+def test_only_commands_that_have_the_option_name_it(tmp_path):
+    path = saved(tmp_path, network(outputs=2))
+    with pytest.raises(CheckpointError, match=r"got \['out0', 'out1'\]; --output says which$"):
+        open_model(options(str(path)))
+    for plain in (load_embedder, open_source):
+        with pytest.raises(CheckpointError, match=r"expected one output, got \['out0', 'out1'\]$"):
+            plain(path)
+    assert open_model(options(str(path), "--output", "out1", "--device", "cpu")).dim == 5
+
+
+def test_a_bare_state_dict_is_evaluated(tmp_path):
+    """What others publish, by the name of its backbone; every command has the option."""
+    settings = BackboneSettings(name="tiny", embedding_size=16)
+    module = build(settings).eval()
+    torch.save(module.state_dict(), tmp_path / "bare.pth")
+    words = [str(tmp_path / "bare.pth"), "--threads", "1", "--device", "cpu"]
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(normalise(IMAGES))).numpy()
+    assert_same_embeddings(open_model(options(*words, "--backbone", "tiny")).embed(IMAGES), wanted)
+    for told, reason in (([], r"a bare state dict; say which backbone it belongs to \(--backbone NAME\)"),
+                         (["--backbone", "iresnet18"], "not iresnet18"), (["--backbone", "tinny"], "tiny")):
+        with pytest.raises(CheckpointError, match=reason):
+            open_model(options(*words, *told))
+    with pytest.raises(SettingsError, match=r"net\.onnx: a backbone is said of a bare state dict"):
+        open_model(options(str(saved(tmp_path, network())), "--backbone", "tiny"))
 
 
 def test_what_is_found_of_a_model_is_printed(tmp_path, capsys):
