@@ -1,7 +1,7 @@
 """What TensorBoard shows of a run, in RUN/tensorboard: scalars in groups, lengths as histograms, ROC curves, pictures.
 
-    train/ head/ injection/ machine/    the figures of logged steps (recognition/watch.py)
-    head/norm_… head/momentum_…         lengths of embeddings; …_all: a histogram now and then (HISTOGRAM_EVERY)
+    train/ head/ injection/ machine/    the figures of logged steps (recognition/watch.py), by their names there
+    head/embedding_norm_all             lengths of embeddings, a histogram now and then (HISTOGRAM_EVERY); momentum_…
     verification/SET/accuracy …         of every evaluation, and verification/roc, the curves of all sets as a picture
     batch                               pictures of a batch as the network sees them: of the first logged step, and of
                                         the first one of each epoch
@@ -61,11 +61,11 @@ class Board:
         """Show a logged step. image: uint8 [b, 112, 112, 3], a rank's rows of it, on whatever device."""
         for group, values in groups.items():
             for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{_short(name)}", value, step)
+                self._writer.add_scalar(f"{group}/{name}", value, step)
         if self._logged % HISTOGRAM_EVERY == 0:
             for name, lengths in norms.items():
                 if len(lengths) and np.isfinite(lengths).all():
-                    self._writer.add_histogram(f"head/{_short(name + '_norm_')}all", lengths, step)
+                    self._writer.add_histogram(f"head/{name}_norm_all", lengths, step)
         self._logged += 1
         if self._pictures is not None and image is not None and math.ceil(epoch) > self._epoch_seen:
             self._epoch_seen = math.ceil(epoch)
@@ -93,11 +93,6 @@ class Board:
                 part.close()
         if self._synced is not None:
             wandb_sync.leave(self._synced)
-
-
-def _short(name: str) -> str:
-    """A figure's name on a chart, where the end of a long one is cut off."""
-    return name.replace("embedding_norm_", "norm_").replace("momentum_norm_", "momentum_")
 
 
 def score_name(score: Mapping[str, Any]) -> str:

@@ -104,10 +104,10 @@ def test_tensorboard_shows_figures_in_groups_curves_and_a_batch_an_epoch(tmp_pat
     shown, pictures = _events(folder), _events(tmp_path / "pictures")
     assert [(event.step, round(event.value, 4)) for event in shown["scalars"]["train/loss"]][:2] == [
         (1, 0.3333), (2, 0.6667)]
-    assert {"head/norm_mean", "head/margin_t", "machine/images_per_second", "verification/lfw_16/accuracy",
+    assert {"head/embedding_norm_mean", "head/margin_t", "machine/images_per_second", "verification/lfw_16/accuracy",
             "verification/lfw_16/eer", "verification/lfw_16/mean_norm"} < shown["scalars"].keys()
     assert "verification/lfw_16/val" not in shown["scalars"]
-    assert [event.step for event in shown["histograms"]["head/norm_all"]] == [1]
+    assert [event.step for event in shown["histograms"]["head/embedding_norm_all"]] == [1]
     assert list(shown["images"]) == ["verification/roc"]
     assert [event.step for event in pictures["images"]["batch"]] == [1, 3, 5]
     picture = cv2.imdecode(np.frombuffer(pictures["images"]["batch"][1].encoded_image_string, np.uint8), 1)

@@ -94,7 +94,7 @@ def test_no_key_no_path_and_no_picture_leaves(wandb_python, tmp_path, small_set)
     assert [str(path) for path in files if KEY.encode() in path.read_bytes()] == []
     assert KEY not in said
     sent = b"".join(path.read_bytes() for run in runs for path in run.glob("*.wandb"))
-    assert b"head/norm_mean" in sent
+    assert b"head/embedding_norm_mean" in sent
     assert b"verification/roc" in sent
     assert b"head.margin" in sent
     assert str(small_set).encode() not in sent
