@@ -93,7 +93,7 @@ def export(
     seconds = time.perf_counter() - started
     calibration = calibrated_on(source, form, rest), given_images is not None and len(given_images) >= 2 * CHECK
     return ParityReport(error, cosine, rows, seen, len(content), seconds, form.precision, fp32_bytes, mean_cosine,
-                        quality_error, norms, verification, source.network, *calibration)
+                        quality_error, norms, verification, *calibration)
 
 
 def faces(images: Images, source: Source, form: Form) -> np.ndarray:

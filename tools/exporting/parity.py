@@ -46,8 +46,6 @@ class ParityReport:
     norms: Norms | None = None
     verification: tuple[dict[str, Any], ...] = field(default=())
     """{"set", "pairs", "before", "after", "difference"} of each set: accuracy."""
-    network: str = ""
-    """Which weights it was made of (tools/exporting/scores.py); empty of an ONNX file's."""
     calibrated: int = 0
     """How many images int8 takes its ranges from."""
     separate: bool = False

@@ -2,39 +2,28 @@
 
 `scores` in a file's metadata are the file's own where it was measured on --pairs at its export; else those of the
 float32 network that it was made of: of its training, or, where that kept none, of the run's evaluation, if it is of
-exactly these weights. `scores_of` says which. Proven by tests/tools/exporting/test_scores.py.
+exactly this model file. `scores_of` says which. Proven by tests/tools/exporting/test_scores.py.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 
+from eval.ijb_cache import file_sha256
 from recognition.data.dataset import split_roots
 from tools.exporting.form import without_folders
 
 THIS_FILE = "this file"
 
 
-def digest(state: Mapping[str, torch.Tensor]) -> str:
-    """What tells a network's weights from all others, SHA-256."""
-    found = hashlib.sha256()
-    for key in sorted(key for key in state if not key.endswith("num_batches_tracked")):
-        found.update(f"{key} {list(state[key].shape)} {state[key].dtype}\n".encode())
-        found.update(state[key].detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def scores_of_run(folder: Path, network: str) -> list[dict[str, Any]]:
-    """The figures in a run's evaluation.json if they are of the weights with this digest; else none."""
+def scores_of_run(model: Path) -> list[dict[str, Any]]:
+    """The figures in the evaluation.json beside a model file if they are of this very file; else none."""
     try:
-        evaluation = json.loads((folder / "evaluation.json").read_text())
-        rows = evaluation["verification"] if evaluation.get("network") == network else []
-    except (OSError, ValueError, KeyError, AttributeError):
+        evaluation = json.loads((model.parent / "evaluation.json").read_text())
+        rows = evaluation["verification"] if file_sha256(model) in evaluation["sha256"].values() else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
 

@@ -25,7 +25,7 @@ from recognition.errors import CheckpointError, SettingsError
 from tools.exporting import graph
 from tools.exporting.form import PUBLISHED, UNIT
 from tools.exporting.quality import Norms, norms_of_info, norms_of_metadata, norms_of_run
-from tools.exporting.scores import digest, scores_of_run
+from tools.exporting.scores import scores_of_run
 
 IMAGES_AT_ONCE = 8  # of torch on a CPU: what is computed has to stay in the cache
 
@@ -38,7 +38,6 @@ class Source:
     pixels: what the network takes.  known: for the metadata.  norms: the run's, if it has any.
     batch: the only number of images that the graph takes; None: any.  unit: its embeddings are known to have unit
     length.  inside: how it is known to normalise pixels by itself, as its metadata are to say.
-    network: digest of this project's weights.
     """
 
     path: Path
@@ -50,7 +49,6 @@ class Source:
     batch: int | None = None
     unit: bool = False
     inside: str | None = None
-    network: str = ""
 
 
 def open_source(
@@ -81,11 +79,10 @@ def open_source(
     graph.fold_norm_before_linear(model.graph)
     graph.tidy(model)
     model.graph.name = settings.name
-    network = digest(module.state_dict())
     known = {**info, "backbone": settings.name}
-    if not known.get("scores") and (scores := scores_of_run(file.parent, network)):
+    if not known.get("scores") and (scores := scores_of_run(file)):
         known["scores"] = scores
-    return Source(file, model, torch_embed(module, pixels), pixels, known, norms, network=network)
+    return Source(file, model, torch_embed(module, pixels), pixels, known, norms)
 
 
 def _pixels_of_weights(path: Path, given: Given) -> Pixels:

@@ -9,12 +9,13 @@ import onnx
 import pytest
 
 from eval.embed import load_embedder
+from eval.ijb_cache import file_sha256
 from eval.verification import evaluate, load_bin
 from recognition.backbones import BackboneSettings, build
 from recognition.backbones.model_file import save_model
 from tools.export_onnx import export
 from tools.exporting.form import Form
-from tools.exporting.scores import digest, run_sets, scores_of_run
+from tools.exporting.scores import run_sets, scores_of_run
 
 TRAINED = [{"set": "lfw", "accuracy": 0.9}]
 
@@ -50,15 +51,14 @@ def test_without_scores_nobody_is_named(given_file: Callable[..., Path], tmp_pat
     assert not [key for key in facts_of(tmp_path / "out.onnx") if key.startswith("scores")]
 
 
-def test_a_runs_evaluation_counts_if_it_is_of_these_weights(tmp_path: Path, faces: np.ndarray) -> None:
+def test_a_runs_evaluation_counts_if_it_is_of_this_file(tmp_path: Path, faces: np.ndarray) -> None:
     settings, out = BackboneSettings("tiny", embedding_size=16), tmp_path / "model.onnx"
     module = build(settings)
     save_model(tmp_path / "model_last.pt", module, settings, {"run": "demo", "scores": []})
-    network = export(tmp_path, out, faces[:2]).network
-    assert network == digest(module.state_dict())
+    export(tmp_path, out, faces[:2])
     assert facts_of(out)["scores"] == "[]"
     assert "scores_of" not in facts_of(out)
-    evaluation = {"model": str(out), "network": network, "verification": TRAINED}
+    evaluation = {"sha256": {"model_last.pt": file_sha256(tmp_path / "model_last.pt")}, "verification": TRAINED}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     export(tmp_path, out, faces[:2])
     assert json.loads(facts_of(out)["scores"]) == TRAINED
@@ -68,12 +68,16 @@ def test_a_runs_evaluation_counts_if_it_is_of_these_weights(tmp_path: Path, face
     assert facts_of(out)["scores"] == "[]", "other weights"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"network": "a"}', '{"network": "a", "verification": [1]}',
-                                  '{"network": "b", "verification": [{"set": "lfw"}]}', '{"verification": [{}]}'])
-def test_an_evaluation_that_says_nothing_of_these_weights(tmp_path: Path, text: str) -> None:
-    assert scores_of_run(tmp_path, "a") == []
-    (tmp_path / "evaluation.json").write_text(text)
-    assert scores_of_run(tmp_path, "a") == []
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": SHA}', '{"sha256": SHA, "verification": [1]}',
+                                  '{"sha256": {"a": "b"}, "verification": [{"set": "lfw"}]}', '{"verification": [{}]}',
+                                  '{"sha256": 3, "verification": [{}]}', '{"sha256": SHA, "verification": 3}'])
+def test_an_evaluation_that_says_nothing_of_this_file(tmp_path: Path, text: str) -> None:
+    model = tmp_path / "model_last.pt"
+    model.write_bytes(b"weights")
+    assert scores_of_run(model) == []
+    known = json.dumps({"model_last.pt": file_sha256(model)})
+    (tmp_path / "evaluation.json").write_text(text.replace("SHA", known))
+    assert scores_of_run(model) == []
 
 
 def test_the_sets_of_a_run(tmp_path: Path) -> None:
