@@ -18,8 +18,8 @@ from torch import Tensor
 from recognition import checkpoint
 from recognition.assembly import Run
 from recognition.backbones.model_file import save_model, save_weights
-from recognition.checkpoint import Keep, Published, Saver
-from recognition.config import changes, settings_of
+from recognition.checkpoint import Keep, Published, Saved, Saver
+from recognition.config import Config, changes, settings_of
 from recognition.errors import CheckpointError, SettingsError
 from recognition.memory import QAFace
 from recognition.replicas import require_equal
@@ -109,15 +109,7 @@ def resume(run: Run) -> bool:
     saved = checkpoint.latest(run.config.folder / "checkpoints", run.ranks)
     if saved is None:
         return False
-    require_state(saved.state, saved.folder)
-    different = changes(saved.state["settings"], settings_of(run.config))
-    if saved.state["data"] != run.dataset.fingerprint():
-        different.append(f"data: {saved.state['data']} → {run.dataset.fingerprint()}")
-    if different:
-        raise SettingsError(
-            f"{run.config.folder} holds a run with other settings; give another --set name=…, or --fresh to put it "
-            "aside:\n  " + "\n  ".join(different)
-        )
+    require_same_run(saved, run.config, run.dataset.fingerprint())
     if saved.state["step"] > len(run.rates):
         raise CheckpointError(f"{saved.folder}: step {saved.state['step']} of a run of {len(run.rates)} steps")
     restore(replicated_state(run), saved.replicated(), saved.folder)
@@ -126,6 +118,22 @@ def resume(run: Run) -> bool:
     run.best, run.scores, run.scored = saved.state["best"], saved.state["scores"], saved.state["scored"]
     run.bad_steps.load(saved.state["bad_steps"])
     return True
+
+
+def require_same_run(saved: Saved, config: Config, data: str | None) -> None:
+    """SettingsError when a save was made with other settings or data than these, CheckpointError when it is foreign.
+
+    data: fingerprint of the training set; None where it is not known: then the settings alone are compared.
+    """
+    require_state(saved.state, saved.folder)
+    different = changes(saved.state["settings"], settings_of(config))
+    if data is not None and saved.state["data"] != data:
+        different.append(f"data: {saved.state['data']} → {data}")
+    if different:
+        raise SettingsError(
+            f"{config.folder} holds a run with other settings; give another --set name=…, or --fresh to put it "
+            "aside:\n  " + "\n  ".join(different)
+        )
 
 
 def require_state(state: Mapping[str, Any], folder: Path) -> None:

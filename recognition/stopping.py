@@ -65,7 +65,7 @@ def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            failure = SettingsError(f"{folder}: another run is using this folder")
+            failure = _in_use(folder)
         except OSError:
             pass  # a file system without locks
     fail_together(failure, ranks)
@@ -74,3 +74,16 @@ def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.close()
+
+
+def require_unused(folder: Path) -> None:
+    """SettingsError where a run holds this folder at this moment. Leaves no file."""
+    with contextlib.suppress(OSError), (folder / ".lock").open() as lock:  # no such file, or no locks on this disk
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(folder) from None
+
+
+def _in_use(folder: Path) -> SettingsError:
+    return SettingsError(f"{folder}: another run is using this folder")

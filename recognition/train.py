@@ -29,7 +29,7 @@ from recognition.cause import note_failure, note_path, note_stop
 from recognition.checkpoint import Saver
 from recognition.config import Config, find_sets, load, settings_of
 from recognition.data.batch import Batch, normalise
-from recognition.data.dataset import split_roots
+from recognition.data.dataset import RecordDataset, split_roots
 from recognition.distributed import Ranks, max_over_ranks, sum_over_ranks
 from recognition.errors import CheckpointError, DataError, NumericsError
 from recognition.guard import Verdict
@@ -102,7 +102,7 @@ def train(config: Config, ranks: Ranks, profile: Profile | None = None) -> Run:
     """
     with contextlib.closing(RunLog(config.folder, ranks)) as log, StopRequest() as stop, sole_run(config.folder, ranks):
         run = assemble(config, ranks)
-        names = class_names(run)
+        names = class_names(run.dataset, config.data.root, ranks)
         resume(run)
         if run.saved < 0:
             kept = warm_start(config.start, config.backbone, replicated_state(run), run.head.state(), run.head.start,
@@ -286,15 +286,18 @@ def seed_step(run: Run, *part: int) -> None:
     torch.manual_seed(torch_seed(_DROPOUT, run.config.seed, run.step, run.ranks.rank, *part))
 
 
-def class_names(run: Run) -> dict[int, str] | None:
-    """The identities' names by class, on rank 0, where one set that has names is trained on; else None."""
+def class_names(dataset: RecordDataset, root: str, ranks: Ranks) -> dict[int, str] | None:
+    """The identities' names by class, on rank 0, where one set that has names is trained on; else None.
+
+    root: as the settings name it.  A collective: all ranks call it.
+    """
     names, failure = None, None
-    if run.ranks.is_first and len(split_roots(run.config.data.root)) == 1:
+    if ranks.is_first and len(split_roots(root)) == 1:
         try:
-            names = identity_names(run.dataset)
+            names = identity_names(dataset)
         except DataError as error:
             failure = error
-    distributed.fail_together(failure, run.ranks)
+    distributed.fail_together(failure, ranks)
     return names
 
 

@@ -17,6 +17,7 @@ from recognition.doctor.files import SetFacts, look_at_disk, look_at_evaluation,
 from recognition.doctor.hardware import tell_machine
 from recognition.doctor.needs import activation_bytes, needs_of, part_of_a_rank
 from recognition.doctor.report import Report, amount, plural
+from recognition.doctor.start import look_at_start
 from recognition.doctor.times import Launch, steps_per_epoch, tell_time
 from recognition.errors import SettingsError
 
@@ -51,6 +52,7 @@ def _go_through(
     _tell_settings(report, config, path, overrides, ranks)
     facts = _look_at_data(report, config, path)
     damaged = any(fact.kind == "problem" for fact in report.sections.get("training set", []))
+    look_at_start(config, bool(facts) and not damaged, report)
     most_rows = _look_at_needs(report, config, facts, ranks, local_ranks)
     if not facts or not most_rows or damaged:
         report.section("time")
@@ -72,10 +74,6 @@ def _tell_settings(report: Report, config: Config, path: str, overrides: Sequenc
         "bf16" in flag for flag in machine.matrix_instructions())
     report.judge(not slow, "precision", f"{config.precision}: {precision}" + (
         ", which this CPU has no instructions for" if slow else ""))
-    for name in ("backbone", "checkpoint"):
-        value = getattr(config.start, name)
-        if value and not Path(value).exists():
-            report.problem(SettingsError.status, f"start.{name}", f"no such file or folder: {value}")
 
 
 def _look_at_data(report: Report, config: Config, path: str) -> list[SetFacts]:

@@ -29,7 +29,6 @@ from recognition.data.sample_map import SampleMap, ShardEntry, map_path, read_ma
 from recognition.doctor.needs import Needs
 from recognition.doctor.report import Report, amount, plural
 from recognition.errors import DataError, SettingsError, TrainerError
-from recognition.status import read_status
 
 LOOKED_AT = 400
 SMALL = 1 << 30
@@ -150,18 +149,26 @@ def _sample(
         report.warning("quick look", f"{told}, {len(bad)} cannot be and will be replaced: {bad[0]}")
 
 
-def open_for_trial(config: Config) -> tuple[RecordDataset, bool]:
-    """The training set, and whether that is all of it: a large one without its file of samples is opened in part.
+def open_if_quick(config: Config) -> RecordDataset | None:
+    """The training set where that takes a second or so: it is small, or an earlier check left its file of samples.
 
     Nothing is written beside it.
     """
-    roots = split_roots(config.data.root)
-    parts = [find_shards(root) for root in roots]
     quick = all(read_map(map_path(root), paths) is not None or sum(path.stat().st_size for path in paths) < SMALL
-                for root, paths in zip(roots, parts, strict=True))
-    if quick:
-        return open_dataset(config.data.root, config.data.weights), True
-    some = [_some_of(root, paths, config.batch_size) for root, paths in zip(roots, parts, strict=True)]
+                for root, paths in _shards(config))
+    return open_dataset(config.data.root, config.data.weights) if quick else None
+
+
+def _shards(config: Config) -> list[tuple[Path, list[Path]]]:
+    return [(root, find_shards(root)) for root in split_roots(config.data.root)]
+
+
+def open_for_trial(config: Config) -> tuple[RecordDataset, bool]:
+    """The training set, and whether that is all of it: a large one without its file of samples is opened in part."""
+    whole = open_if_quick(config)
+    if whole is not None:
+        return whole, True
+    some = [_some_of(root, paths, config.batch_size) for root, paths in _shards(config)]
     return some[0] if len(some) == 1 else JoinedDataset(some, [1.0] * len(some)), False
 
 
@@ -214,14 +221,9 @@ def look_at_disk(config: Config, needs: Needs, report: Report) -> None:
     parts = ", ".join(f"{name} {amount(size)}" for name, size in needs.on_disk.items())
     report.figures["disk"] = {"free": free, "needed": wanted, "there": have, "save": needs.save}
     told = f"{amount(wanted)} at its fullest ({parts}; a save is {amount(needs.save)})"
-    told += f"; {amount(free)} free for {config.folder}"
+    told += f"; {amount(free)} free for {config.folder}" + (f", which holds {amount(have)} already" if have else "")
     if wanted > free + have:
         report.problem(SettingsError.status, "space", f"{told}: too little; fewer saves (checkpoint.keep) or another "
                        "place (output)")
     else:
         report.judge(wanted < 0.8 * (free + have), "space", told)
-    if have:
-        status = read_status(config.folder)
-        at = f", {status['state']} at step {status.get('step')}" if status.get("state") else ""
-        report.fact("run's folder", f"{config.folder} is there ({amount(have)}{at}): the same command goes on; --fresh "
-                    "puts it aside")

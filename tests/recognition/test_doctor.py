@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,28 +33,19 @@ from recognition.memory import QAFace
 from recognition.optimizer import OptimizerSettings
 from recognition.state import make_saver, save
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import doctor_runs
+
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-from recognition.backbones import BackboneSettings
-from recognition.config import *
-def config():
-    return Config(name="run", output={output!r}, batch_size=16, epochs=10,
-                  data=DataSettings({root!r}, reader="fallback"), backbone=BackboneSettings("tiny", 32),
-                  evaluation=EvaluationSettings(("pairs",)))
-"""
-
-
 @pytest.fixture
 def root(tmp_path, small_set) -> Path:
-    left = shutil.ignore_patterns("samples.map")  # by other tests' runs
-    return Path(shutil.copytree(small_set, tmp_path / "a set", ignore=left))
+    return doctor_runs.copied(small_set, tmp_path)
 
 
 @pytest.fixture
 def file(tmp_path, root) -> str:
-    path = tmp_path / "c.py"
-    path.write_text(CONFIG.format(output=str(tmp_path / "runs"), root=str(root)))
-    return str(path)
+    return doctor_runs.config_file(tmp_path, root)
 
 
 HEADS = {
@@ -228,7 +218,6 @@ def test_a_ranks_room_is_its_share_of_this_machine(monkeypatch):
     (["evaluation.sets=lfw"], 2, "no file"),
     (["checkpoint.keep=0", "checkpoint.every_steps=1", "epochs=900000"], 2, "too little"),
     (["head.tile_bytes=99999999999999"], 2, "before any activation"),
-    (["start.backbone=/no/model.pt"], 2, "/no/model.pt"),
 ])
 def test_problems_have_the_runs_status(tmp_path, file, capsys, overrides, status, expected):
     ranks = 2 if overrides[0] == "batch_size=15" else 1
