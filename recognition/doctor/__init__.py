@@ -9,7 +9,7 @@
     examine.py   the command
 
 It writes no file of the run and none beside the data. Exit status 0, or that of the first problem, as the run's would
-be (2 settings, 3 data, …), with all problems listed. Proven by tests/recognition/test_doctor.py.
+be (2 settings, 3 data, …), with all problems listed. Proven by tests/recognition/test_doctor*.py.
 """
 
 from recognition.doctor.examine import examine

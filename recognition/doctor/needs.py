@@ -3,7 +3,7 @@
 Disk: what recognition/checkpoint writes, times the saves that are there at once, and the model files. Memory: tensors
 that stay through a step (weights, gradients, optimiser, centres, memory), the head's tiles, and the activations that
 the backbone keeps for its backward, counted by `activation_bytes` in one small forward. What passes through and the
-loader's own batches come on top. Proven by tests/recognition/test_doctor.py, against the files of a run.
+loader's own batches come on top. Proven by tests/recognition/test_doctor_needs.py, against the files of a run.
 """
 
 import math

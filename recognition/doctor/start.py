@@ -2,7 +2,7 @@
 
 As on the ranks: a folder with a good save goes on if that is of the same settings and data, and else what `start` names
 is loaded, here into tensors without memory. So text and exit status are those that the run would end with. Nothing is
-written, and no rank but this process is asked. Proven by tests/recognition/test_doctor.py.
+written, and no rank but this process is asked. Proven by tests/recognition/test_doctor_start.py.
 """
 
 import torch

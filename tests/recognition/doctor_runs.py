@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from recognition.config import load
 from recognition.doctor import examine
@@ -41,14 +42,22 @@ def canned(command: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def problem(file: str, overrides: list[str]) -> tuple[int, str]:
-    """Exit status of the command, and the text of its one problem, "" without any. No file is left."""
+def told(file: str, overrides: Sequence[str] = (), ranks: int = 1) -> dict[str, Any]:
+    """What the command tells to programs. No file is left."""
     before = sorted(Path(file).parent.rglob("*"))
     out = Path(file).with_name("doctor.json")
-    status = examine(file, overrides, canned, 1, json_path=str(out))
-    facts = [fact for facts in json.loads(out.read_text())["sections"].values() for fact in facts]
+    status = examine(file, overrides, canned, ranks, json_path=str(out))
+    found: dict[str, Any] = json.loads(out.read_text())
     out.unlink()
     assert sorted(Path(file).parent.rglob("*")) == before
+    assert found["exit_status"] == status
+    return found
+
+
+def problem(file: str, overrides: Sequence[str] = ()) -> tuple[int, str]:
+    """Exit status of the command, and the text of its one problem, "" without any."""
+    found = told(file, overrides)
+    facts, status = [fact for facts in found["sections"].values() for fact in facts], found["exit_status"]
     problems = [fact["text"] for fact in facts if fact["kind"] == "problem"]
     assert len(problems) == (status != 0)
     return status, "".join(problems)

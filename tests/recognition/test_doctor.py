@@ -1,5 +1,6 @@
 """The doctor's figures are those of real runs, its problems have the run's exit status, and it leaves no file."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,28 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from recognition import launch, machine
-from recognition.assembly import assemble
-from recognition.backbones import BackboneSettings, build
-from recognition.config import CheckpointSettings, Config, DataSettings, load
+from recognition import launch
+from recognition.backbones import BackboneSettings
+from recognition.config import Config, DataSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
-from recognition.doctor import examine, files, trial
-from recognition.doctor.examine import _room
-from recognition.doctor.needs import _bytes, _kept, needs_of, saves_at_once
+from recognition.doctor import examine, files, hardware, times, trial
 from recognition.doctor.report import Report, amount
 from recognition.doctor.times import estimate, read_line, span
 from recognition.errors import SettingsError
-from recognition.folding import Folded
-from recognition.heads.margins import ArcFace, SubCenter
-from recognition.heads.row_optimizers import RowAdamW
-from recognition.heads.sharded import HeadSettings
-from recognition.memory import QAFace
-from recognition.optimizer import OptimizerSettings
-from recognition.state import make_saver, save
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -46,70 +35,6 @@ def root(tmp_path, small_set) -> Path:
 @pytest.fixture
 def file(tmp_path, root) -> str:
     return doctor_runs.config_file(tmp_path, root)
-
-
-HEADS = {
-    "plain": HeadSettings(ArcFace()),
-    "qaface": HeadSettings(ArcFace(), optimizer=RowAdamW(), storage="bf16", inject=QAFace(), catch_up_decay=True),
-    "subcenters": HeadSettings(SubCenter(), storage="bf16"),
-}
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_save_is_as_large_as_was_said(tmp_path, small_set, kind):
-    config = Config(
-        name="run", output=str(tmp_path), batch_size=16, epochs=2, data=DataSettings(str(small_set), reader="fallback"),
-        backbone=BackboneSettings("tiny", 64), head=HEADS[kind],
-        optimizer=OptimizerSettings(kind="adamw" if kind == "plain" else "sgd"),
-    )
-    run = assemble(config, Ranks(), open_dataset(small_set))
-    with make_saver(run) as saver:
-        save(run, saver)
-    written = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"))
-    needs = needs_of(config, run.dataset.num_classes, 6, 1, on_gpu=False)
-    headers = 100_000  # names and shapes, 200 bytes a tensor
-    assert 0 <= written - needs.save < headers
-    assert needs.parameters == sum(p.numel() for p in run.backbone.parameters())
-    rows = sum(tensor.numel() * tensor.element_size() for tensor in run.head.state().values())
-    parts = needs.in_memory
-    assert rows == sum(parts.get(name, 0) for name in ("centres", "centres' optimiser", "memory", "counts"))
-    assert ("momentum backbone" in parts) == (kind == "qaface")
-    shared = needs_of(config, run.dataset.num_classes, 6, 4, on_gpu=False).in_memory
-    assert shared["centres"] == parts["centres"] / 4
-
-
-@pytest.mark.parametrize(("overrides", "is_there"), [
-    ([], True), (["speed.fold=off"], False), (["head.inject.momentum_batch_norm=train"], False),
-    (["head.inject=vpl"], False),
-])
-def test_the_momentum_backbone_s_folded_copy_is_counted(file, overrides, is_there):
-    """What the copy has for its own: the other tensors are the module's."""
-    config = load(file, ["head.inject=qaface", *overrides])
-    counted = needs_of(config, 12, 6, 1, on_gpu=True).in_memory.get("its folded copy", 0)
-    module = build(config.backbone)
-    folded = Folded(module.eval(), torch.empty(2, 3, 112, 112, device="meta"))
-    own = sum(_bytes(tensor) for fold in folded._folds for tensor in (fold.filled.weight, fold.filled.bias))
-    assert counted == own * is_there
-    assert own > 0.9 * sum(map(_bytes, module.parameters()))
-    assert "its folded copy" not in needs_of(config, 12, 6, 1, on_gpu=False).in_memory  # speed.fold=auto
-
-
-def test_activations_are_what_autograd_keeps():
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 112 * 112, 8, bias=False), nn.ReLU())
-    kept = [_kept(layers, count, torch.float32, torch.device("cpu")) for count in (2, 4)]
-    assert kept[1] - kept[0] == 2 * 4 * (3 * 112 * 112 + 8)  # the product's factor, and the ReLU's result
-
-
-@pytest.mark.parametrize(("settings", "expected"), [
-    (CheckpointSettings(every_epochs=1, keep=2), 3),
-    (CheckpointSettings(every_epochs=1, keep=0), 12),  # ten epochs, the end, and one being written
-    (CheckpointSettings(every_epochs=1, keep=2, keep_best=True), 4),
-    (CheckpointSettings(every_epochs=0, keep=2), 2),  # one at the end
-    (CheckpointSettings(every_epochs=1, every_steps=10, keep=2, keep_every_steps=20), 6),
-])
-def test_saves_that_are_there_at_once(settings, expected):
-    config = Config(name="run", epochs=10, checkpoint=settings)
-    assert saves_at_once(config, 6) == expected
 
 
 def _config(root: Path) -> Config:
@@ -206,11 +131,6 @@ def test_what_the_run_compiles_is_told_and_not_waited_for(file, capsys):
     assert "compiles its backbone (speed.compile=blocks)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_ranks_room_is_its_share_of_this_machine(monkeypatch):
-    monkeypatch.setattr(machine, "available_memory", lambda: 8 << 30)
-    assert _room(torch.device("cpu"), 2)[0] == 4 << 30
-
-
 @pytest.mark.parametrize(("overrides", "status", "expected"), [
     (["batch_size=15", "seed=-1"], 2, "2 mistake(s)"),
     (["batch_size=128"], 2, "128 is larger than the set of 96 images"),
@@ -238,6 +158,35 @@ def test_problems_have_the_runs_status(tmp_path, file, capsys, overrides, status
 def test_arguments_that_do_not_go_together(arguments, expected):
     with pytest.raises(SettingsError, match=expected):
         launch.main(arguments)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_loader_of_this_machine_is_told(monkeypatch, works):
+    real = importlib.import_module
+
+    def load_module(name: str) -> object:
+        if name != "nvidia.dali":
+            return real(name)
+        if not works:
+            raise ImportError("libdali.so: cannot open")
+        return object()
+
+    monkeypatch.setattr(importlib, "import_module", load_module)
+    report = Report()
+    hardware.tell_machine(report, 1)
+    (fact,) = [fact for fact in report.sections["this machine"] if fact.name == "DALI"]
+    assert fact.kind == ("fact" if works else "warning")
+    assert ("loads" if works else "the fallback reads instead") in fact.text
+
+
+def test_seconds_of_scoring_while_it_trains(file):
+    pairs = 20  # of the small set; two images each and their mirrors, after each of ten epochs
+    assert times._evaluation_seconds(load(file), 0.3) == pytest.approx(10 * pairs * 2 * 2 * 0.1)
+    degraded = ["evaluation.degrade=16,8", "evaluation.every_epochs=5"]
+    assert times._evaluation_seconds(load(file, degraded), 0.3) == pytest.approx(2 * 3 * pairs * 2 * 2 * 0.1)
+    assert times._evaluation_seconds(load(file, ["evaluation.every_epochs=0"]), 0.3) == 0
+    (fact,) = [fact for fact in doctor_runs.told(file)["sections"]["time"] if fact["name"] == "evaluation"]
+    assert fact["text"].startswith("17 s")  # a step of 16 images takes 1 s
 
 
 def test_seconds_of_the_whole_batch():

@@ -22,7 +22,7 @@ from recognition.train import train
 sys.path.insert(0, str(Path(__file__).parent))
 
 import doctor_runs
-from doctor_runs import canned, problem
+from doctor_runs import problem
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_run_that_is_at_work_and_one_that_is_damaged_are_problems(file):
 
 def test_it_is_told_how_the_run_begins(file, capsys):
     def told(*overrides: str) -> str:
-        assert examine(file, overrides, canned, 1) == 0
+        assert examine(file, overrides, doctor_runs.canned, 1) == 0
         return " ".join(capsys.readouterr().out.split())
 
     assert "is not there yet: a new run" in told()
@@ -96,7 +96,7 @@ def test_it_is_told_how_the_run_begins(file, capsys):
 def test_of_a_large_set_the_start_files_alone_are_looked_at(file, capsys, monkeypatch):
     old = _begin(file, "name=old", labels={})
     monkeypatch.setattr(files, "SMALL", 0)
-    assert examine(file, [f"start.checkpoint={old}"], canned, 1) == 0
+    assert examine(file, [f"start.checkpoint={old}"], doctor_runs.canned, 1) == 0
     assert "which classes are in the set is not known yet" in " ".join(capsys.readouterr().out.split())
     found = problem(file, [f"start.checkpoint={old}", "head.margin=subcenter"])
     assert found == _of_the_run(file, [f"start.checkpoint={old}", "head.margin=subcenter"])
