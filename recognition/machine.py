@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-MATRIX_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
-"""Flags of /proc/cpuinfo that decide how fast products are: the last three are Arm's."""
+MATRIX_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimd", "asimdhp",
+                       "bf16", "sve")
+"""Flags of /proc/cpuinfo that decide how fast products are: those from asimd on are Arm's."""
 
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -5,6 +5,7 @@
     files.py     the training set (a quick look), verification sets, IJB folders, the disk
     start.py     whether the run goes on or begins, by its own comparison of settings and checks of start files
     needs.py     bytes that a run takes on disk and in memory, from its settings
+    memory.py    what of that a rank's memory has room for
     trial.py     a few steps of the real run on all ranks, the loader and the step alone, and what they come to in hours
     examine.py   the command
 

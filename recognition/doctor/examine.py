@@ -6,6 +6,7 @@ Proven by tests/recognition/test_doctor.py.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,12 +15,23 @@ from recognition.assembly import choose_precision
 from recognition.config import Config, load, read_file
 from recognition.data.dataset import split_roots
 from recognition.doctor.files import SetFacts, look_at_disk, look_at_evaluation, look_at_sets
-from recognition.doctor.hardware import tell_machine
-from recognition.doctor.needs import activation_bytes, needs_of, part_of_a_rank
-from recognition.doctor.report import Report, amount, plural
+from recognition.doctor.hardware import slow_on_cpu, tell_machine
+from recognition.doctor.memory import look_at_memory
+from recognition.doctor.needs import needs_of
+from recognition.doctor.report import Report, plural
 from recognition.doctor.start import look_at_start
 from recognition.doctor.times import Launch, steps_per_epoch, tell_time
 from recognition.errors import SettingsError
+
+
+class Found(NamedTuple):
+    """What is known of the training set. facts: of each of its parts, empty where one cannot be read.
+
+    unusable: why no step can be taken on it, "" where one can.
+    """
+
+    facts: list[SetFacts]
+    unusable: str
 
 
 def examine(
@@ -50,16 +62,19 @@ def _go_through(
         report.problem(error.status, Path(path).name, str(error))
         return
     _tell_settings(report, config, path, overrides, ranks)
-    facts = _look_at_data(report, config, path)
-    damaged = any(fact.kind == "problem" for fact in report.sections.get("training set", []))
-    look_at_start(config, bool(facts) and not damaged, report)
-    most_rows = _look_at_needs(report, config, facts, ranks, local_ranks)
-    if not facts or not most_rows or damaged:
+    found = _look_at_data(report, config, path)
+    look_at_start(config, not found.unusable, report)
+    classes = sum(fact.classes or 0 for fact in found.facts)
+    needs = needs_of(config, classes, steps_per_epoch(config, found.facts), ranks, torch.cuda.is_available())
+    look_at_disk(config, needs, report)
+    unknown = "" if classes else "as `property` states no number" if found.facts else f"as {found.unusable}"
+    most_rows = look_at_memory(report, config, needs, ranks, local_ranks, unknown)
+    if why := found.unusable or ("" if most_rows else "no step fits into memory"):
         report.section("time")
-        report.fact("not measured", "without the training set" if not facts else "see the problems above")
+        report.fact("not measured", why)
         return
     print("measuring some steps, about a minute …", flush=True)
-    tell_time(report, config, path, overrides, facts, launch, machines, most_rows)
+    tell_time(report, config, path, overrides, found.facts, launch, machines, most_rows)
 
 
 def _tell_settings(report: Report, config: Config, path: str, overrides: Sequence[str], ranks: int) -> None:
@@ -70,80 +85,27 @@ def _tell_settings(report: Report, config: Config, path: str, overrides: Sequenc
     report.fact(Path(path).name, told + (f"; --set {' '.join(overrides)}" if overrides else ""))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = str(choose_precision(config.precision, device)).removeprefix("torch.")
-    slow = device.type == "cpu" and precision != "float32" and not any(
-        "bf16" in flag for flag in machine.matrix_instructions())
-    report.judge(not slow, "precision", f"{config.precision}: {precision}" + (
-        ", which this CPU has no instructions for" if slow else ""))
+    slow = slow_on_cpu(precision, machine.matrix_instructions()) if device.type == "cpu" else ""
+    report.judge(not slow, "precision", f"{config.precision}: {precision}" + (f", {slow}" if slow else ""))
 
 
-def _look_at_data(report: Report, config: Config, path: str) -> list[SetFacts]:
+def _look_at_data(report: Report, config: Config, path: str) -> Found:
     roots = split_roots(config.data.root)
+    report.section("training set")
     if not all(root.exists() for root in roots) and hasattr(read_file(path), "prepare"):
-        report.section("training set")
         report.fact("data", f"{config.data.root} is not there yet: the first run makes it, before anything else")
-        return []
+        return Found([], "the training set is not there yet")
     facts = look_at_sets(config, report)
+    damaged = any(fact.kind == "problem" for fact in report.sections["training set"])
     if any(fact.classes is None for fact in facts):
         report.warning("classes", "`property` states none, and only the first start's check tells how many: below they "
                        "are left out, or those of the records that were looked at")
     look_at_evaluation(config, report)
-    images = sum(fact.images or 0 for fact in facts)
-    if facts and images < config.batch_size:
-        report.problem(SettingsError.status, "batch_size", f"{config.batch_size} is larger than the set of {images} "
-                       "images")
-        return []
-    return facts
-
-
-def _look_at_needs(
-    report: Report, config: Config, facts: list[SetFacts], ranks: int, local_ranks: int
-) -> int:
-    """The sections on disk and memory; how many images of a rank fit, 0 where nothing does."""
-    classes = sum(fact.classes or 0 for fact in facts)
-    on_gpu = torch.cuda.is_available()
-    needs = needs_of(config, classes, steps_per_epoch(config, facts), ranks, on_gpu)
-    look_at_disk(config, needs, report)
-    report.section("memory of a rank")
-    if not classes:
-        report.fact("classes", "unknown without the data: this is the backbone alone")
-    parts = needs.in_memory if on_gpu else needs.in_memory | {"Python and its libraries": machine.resident_bytes()}
-    held = sum(parts.values())
-    report.fact("held", f"{needs.parameters / 1e6:.1f} M parameters; " + ", ".join(
-        f"{name} {amount(size)}" for name, size in parts.items()) + f": {amount(held)}")
-    device = torch.device("cuda" if on_gpu else "cpu")
-    free, of = _room(device, local_ranks)
-    if held > free:
-        report.problem(SettingsError.status, "too little", f"{amount(held)} before any activation, {of}: more GPUs or "
-                       "machines share the classes; head.storage=bf16, head.optimizer=adagrad take fewer bytes")
-        return 0
-    each = activation_bytes(config, choose_precision(config.precision, device), device)
-    part = part_of_a_rank(config, ranks)
-    whole = held + each * part
-    told = f"{amount(each)} an image, {part} at once: {amount(each * part)}; {amount(whole)} in all and some more that "
-    told += f"passes through, {of}"
-    report.figures["memory"] = {"tensors": held, "activations": each * part, "free": free}
-    if whole > free:
-        cut = _parts(config, ranks, each, free - held)
-        report.problem(SettingsError.status, "activations", f"{told}: too little; micro_batches={cut} would fit, "
-                       "backbone.checkpointing=true takes fewer bytes, or a smaller batch_size")
-    else:
-        report.judge(whole < 0.85 * free, "activations", told)
-    return int(0.7 * (free - held) / each) * config.micro_batches
-
-
-def _parts(config: Config, ranks: int, each: float, room: float) -> int:
-    """The fewest micro-batches whose activations fit, a divisor of the rank's images."""
-    share = max(1, config.batch_size // ranks)
-    fitting = [parts for parts in range(1, share + 1) if share % parts == 0 and each * share / parts < 0.85 * room]
-    return fitting[0] if fitting else share
-
-
-def _room(device: torch.device, local_ranks: int) -> tuple[int, str]:
-    """Bytes that a rank of this machine may take, and that in words."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(0)[0]
-        return free, f"of {amount(free)} free on the GPU"
-    left = machine.available_memory()
-    if left is None:
-        return 1 << 62, "of an unknown amount"
-    return left // local_ranks, f"of {amount(left // local_ranks)} for each of {local_ranks} ranks here"
+    images = [fact.images for fact in facts if fact.images is not None]
+    if facts and len(images) == len(facts) and sum(images) < config.batch_size:
+        report.problem(SettingsError.status, "batch_size", f"{config.batch_size} is larger than the set of "
+                       f"{sum(images)} images")
+        return Found(facts, "the batch is larger than the training set")
+    if not facts:
+        return Found([], "the training set cannot be read")
+    return Found(facts, "the training set is damaged" if damaged else "")

@@ -77,7 +77,10 @@ def _look(root: Path, config: Config, report: Report) -> SetFacts:
         report.warning("property", f"states {stated.num_images:,} images; the set has {facts.images:,}, which count")
     if identities is not None and stated.num_classes not in (None, identities):
         report.warning("property", f"states {stated.num_classes:,} identities; {identities:,} have a record")
-    _sample(index, stated, config, report)
+    try:
+        _sample(index, stated, config, report)
+    except DataError as error:
+        report.problem(error.status, "quick look", str(error))
     if not known:
         report.fact("first start", f"checks every record once, which reads most of the {amount(size)}, and leaves a "
                     f"file beside the set ({map_path(root).name}, {amount(12 * records)})")

@@ -1,9 +1,10 @@
-"""What this machine has, and what would be slow on it and why. Proven by tests/recognition/test_doctor.py."""
+"""What this machine has, and what would be slow on it and why. Proven by tests/recognition/test_doctor_machine.py."""
 
 import importlib
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 
 import torch
@@ -63,9 +64,29 @@ def _processor(report: Report, ranks: int) -> None:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5 * cores:
         report.warning("busy", f"{load:.1f} processes compute on average: times are of a machine shared with others")
-    fast = [flag for flag in flags if "bf16" in flag]
-    report.fact("instructions", ", ".join(flags or ["none of those known here"]) + (
-        "" if fast else "; no bf16: on this CPU fp32 is the fast precision"))
+    advice = "" if torch.cuda.is_available() else f"; {bf16_on_cpu(flags, cores)}"
+    report.fact("instructions", ", ".join(flags or ["none of those known here"]) + advice)
+
+
+def bf16_on_cpu(flags: Sequence[str], cores: int) -> str:
+    """Whether bf16 would pay on a CPU with these instructions, and what measures it where nothing has."""
+    if not any("bf16" in flag for flag in flags):
+        return "no bf16: on this CPU fp32 is the fast precision"
+    if (slow := slow_on_cpu("bfloat16", flags)):
+        return f"precision=bf16 does not pay: {slow}"
+    has = "amx_bf16 has tiles for it" if "amx_bf16" in flags else "this kind of CPU was not measured"
+    return (f"precision=bf16 may pay ({has}): measure with python benchmarks/cpu.py --only \"2 ranks × "
+            f"{max(1, cores // 2)}\" bf16")
+
+
+def slow_on_cpu(precision: str, flags: Sequence[str]) -> str:
+    """Why products of a torch type are slow on a CPU with these instructions; "" where nothing says so."""
+    none = "which this CPU has no instructions for"
+    if precision == "bfloat16" and "avx512_bf16" in flags and "amx_bf16" not in flags:
+        return "which was measured slower than fp32 with avx512_bf16 alone (docs/scaling.md)"
+    if precision == "bfloat16":
+        return "" if any("bf16" in flag for flag in flags) else none
+    return none if precision == "float16" and not {"avx512_fp16", "amx_fp16", "asimdhp"} & {*flags} else ""
 
 
 def _memory(report: Report) -> None:

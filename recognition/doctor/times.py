@@ -20,7 +20,8 @@ Launch = Callable[[Sequence[str]], tuple[int, str]]
 class Estimate(NamedTuple):
     """What a trial comes to. step, loader: seconds for one batch.  low, high: of the seconds a step, as trained.
 
-    measured: whether the whole batch was; else it was read off a line.
+    measured: whether the whole batch was; else it was read off a line.  least: seconds for a step, of `step` and
+    `seconds`: on a busy machine steps may be faster beside the loader than alone, while others had the machine.
     """
 
     seconds: float
@@ -29,6 +30,11 @@ class Estimate(NamedTuple):
     step: float
     loader: float
     measured: bool
+
+    @property
+    def least(self) -> float:
+        """Seconds that a step is known to take at the most."""
+        return min(self.step, self.seconds)
 
 
 def tell_time(
@@ -72,11 +78,12 @@ def _tell_trial(
     loader = f"{found['name']}: {rate(batch / guess.loader)}"
     if not found["whole_set"]:
         loader += " (a part of the set, read just before: the disk is not in it)"
-    waits = guess.loader > 0.9 * guess.step
+    waits = guess.loader > 0.9 * guess.least
     report.judge(not waits, "loader alone", loader + (
         ": training waits for it: more cores, data.decode on a GPU, less augmentation helps" if waits else ""))
     sizes = ", ".join(f"{int(rows * ranks)} rows {seconds:.3g} s" for rows, seconds in found["points"])
-    report.fact("step alone", f"{rate(batch / guess.step)} ({sizes})")
+    report.fact("step alone", f"{rate(batch / guess.step)} ({sizes})" + (
+        ": while that was measured this machine was slower than below" if guess.least < guess.step else ""))
     if guess.measured:
         report.fact("both together", f"{rate(batch / guess.seconds)}, the median of "
                     f"{len(found['together'])} steps; a rank held {amount(found['peak_bytes'])}")
@@ -91,7 +98,7 @@ def _tell_trial(
     report.fact("training", f"{steps:,} steps, {an_epoch:,} an epoch: {span(steps * guess.seconds)} "
                 f"({span(steps * guess.low)} to {span(steps * guess.high)}) on a machine as busy as now, without saves "
                 "that are waited for, export and the last evaluation")
-    if seconds := _evaluation_seconds(config, guess.step / batch):
+    if seconds := _evaluation_seconds(config, guess.least / batch):
         report.fact("evaluation", f"{span(seconds)} while it trains, if an image's embedding takes a third of its step")
 
 

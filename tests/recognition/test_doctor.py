@@ -1,6 +1,5 @@
 """The doctor's figures are those of real runs, its problems have the run's exit status, and it leaves no file."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from recognition.backbones import BackboneSettings
 from recognition.config import Config, DataSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
-from recognition.doctor import examine, files, hardware, times, trial
+from recognition.doctor import examine, files, times, trial
 from recognition.doctor.report import Report, amount
 from recognition.doctor.times import estimate, read_line, span
 from recognition.errors import SettingsError
@@ -160,25 +159,6 @@ def test_arguments_that_do_not_go_together(arguments, expected):
         launch.main(arguments)
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_the_loader_of_this_machine_is_told(monkeypatch, works):
-    real = importlib.import_module
-
-    def load_module(name: str) -> object:
-        if name != "nvidia.dali":
-            return real(name)
-        if not works:
-            raise ImportError("libdali.so: cannot open")
-        return object()
-
-    monkeypatch.setattr(importlib, "import_module", load_module)
-    report = Report()
-    hardware.tell_machine(report, 1)
-    (fact,) = [fact for fact in report.sections["this machine"] if fact.name == "DALI"]
-    assert fact.kind == ("fact" if works else "warning")
-    assert ("loads" if works else "the fallback reads instead") in fact.text
-
-
 def test_seconds_of_scoring_while_it_trains(file):
     pairs = 20  # of the small set; two images each and their mirrors, after each of ten epochs
     assert times._evaluation_seconds(load(file), 0.3) == pytest.approx(10 * pairs * 2 * 2 * 0.1)
@@ -187,6 +167,45 @@ def test_seconds_of_scoring_while_it_trains(file):
     assert times._evaluation_seconds(load(file, ["evaluation.every_epochs=0"]), 0.3) == 0
     (fact,) = [fact for fact in doctor_runs.told(file)["sections"]["time"] if fact["name"] == "evaluation"]
     assert fact["text"].startswith("17 s")  # a step of 16 images takes 1 s
+
+
+def test_a_step_that_is_faster_beside_the_loader_is_told_and_counts(file, root):
+    found = {"ranks": 1, "batch": 16, "name": "a loader", "left_out": "off", "whole_set": True, "peak_bytes": 1 << 20,
+             "loader": {"batches": 10, "seconds": 1.0}, "points": [[4, 1.0], [16, 3.0]], "together": [1.5, 1.5, 1.5]}
+    report = Report()
+    report.section("time")
+    facts = [files.SetFacts(96, 12, True)]
+    times._tell_trial(report, load(file), found, estimate(found, 16), facts)
+    told = {fact.name: fact.text for fact in report.sections["time"]}
+    assert told["step alone"].endswith("this machine was slower than below")
+    assert told["evaluation"].startswith("25 s")  # 10 × 20 pairs × 2 × 2 × 1.5 s / 16 / 3
+    report.section("time again")
+    times._tell_trial(report, load(file), found, estimate(found | {"together": [3.2] * 3}, 16), facts)
+    told = {fact.name: fact.text for fact in report.sections["time again"]}
+    assert told["step alone"].endswith(")")
+    assert told["evaluation"].startswith("50 s")
+
+
+@pytest.mark.parametrize(("damage", "why"), [
+    ("image", "the training set is damaged"), ("frame", "the training set is damaged"),
+    ("index", "the training set cannot be read"), ("batch", "the batch is larger than the training set"),
+])
+def test_why_nothing_was_measured(file, root, damage, why):
+    rec, content = root / "train.rec", bytearray((root / "train.rec").read_bytes())
+    at = [int(line.split("\t")[1]) for line in (root / "train.idx").read_text().splitlines()]
+    if damage == "image":
+        for place in at[1:20:5]:
+            content[place + 40 : place + 80] = bytes(40)
+    elif damage == "frame":
+        content[at[40]] ^= 255
+    elif damage == "index":
+        (root / "train.idx").unlink()
+    rec.write_bytes(content)
+    sections = doctor_runs.told(file, ["batch_size=128"] if damage == "batch" else [])["sections"]
+    (fact,) = sections["time"]
+    assert (fact["name"], fact["text"]) == ("not measured", why)
+    left_out = [fact["text"] for fact in sections["memory of a rank"] if fact["name"] == "classes"]
+    assert left_out == ([f"left out, as {why}: this is the backbone alone"] if damage == "index" else [])
 
 
 def test_seconds_of_the_whole_batch():

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from recognition.backbones import BackboneSettings, build
 from recognition.config import CheckpointSettings, Config, DataSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
-from recognition.doctor.examine import _room
+from recognition.doctor.memory import _room, _smaller_batch, _smaller_head
 from recognition.doctor.needs import _bytes, _kept, needs_of, saves_at_once
 from recognition.folding import Folded
 from recognition.heads.margins import ArcFace, SubCenter
-from recognition.heads.row_optimizers import RowAdamW
+from recognition.heads.row_optimizers import RowAdagrad, RowAdamW
 from recognition.heads.sharded import HeadSettings
 from recognition.memory import QAFace
 from recognition.optimizer import OptimizerSettings
@@ -119,6 +120,18 @@ def test_activations_that_do_not_fit_are_a_problem_with_a_way_out(file, monkeypa
     again = doctor_runs.told(file, ["batch_size=96", f"micro_batches={parts}"])
     assert again["exit_status"] == 0
     assert again["figures"]["memory"]["activations"] == pytest.approx(memory["activations"] / parts)
+
+
+def test_what_is_chosen_already_is_no_way_out():
+    plain, chosen = Config(name="a", batch_size=12), HeadSettings(ArcFace(), optimizer=RowAdagrad(), storage="bf16")
+    checkpointing = BackboneSettings(checkpointing=True)
+    assert _smaller_batch(plain, 2, 1.0, 5.0) == (
+        "micro_batches=2 would fit, backbone.checkpointing=true takes fewer bytes, or a smaller batch_size")
+    assert _smaller_batch(replace(plain, backbone=checkpointing), 2, 1.0, 3.0) == (
+        "micro_batches=3 would fit, or a smaller batch_size")
+    assert _smaller_batch(replace(plain, backbone=checkpointing), 2, 1.0, 0.5) == "a smaller backbone or batch_size"
+    assert "head.storage=bf16, head.optimizer=adagrad take fewer bytes" in _smaller_head(plain)
+    assert _smaller_head(replace(plain, head=chosen)) == "more GPUs or machines share the classes"
 
 
 def test_ranks_share_this_machines_memory_and_the_batch(file, monkeypatch):
