@@ -2,7 +2,8 @@
 
     report.py    sections of facts, each with a mark, and the problems among them
     hardware.py  what this machine has, and what would be slow on it and why
-    files.py     the training set (a quick look), verification sets, IJB folders, the disk
+    files.py     the training set (a quick look), verification sets, IJB folders
+    disk.py      what the run writes, and what is free
     start.py     whether the run goes on or begins, by its own comparison of settings and checks of start files
     needs.py     bytes that a run takes on disk and in memory, from its settings
     memory.py    what of that a rank's memory has room for

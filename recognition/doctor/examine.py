@@ -14,7 +14,8 @@ from recognition import machine
 from recognition.assembly import choose_precision
 from recognition.config import Config, load, read_file
 from recognition.data.dataset import split_roots
-from recognition.doctor.files import SetFacts, look_at_disk, look_at_evaluation, look_at_sets
+from recognition.doctor.disk import look_at_disk
+from recognition.doctor.files import SetFacts, look_at_evaluation, look_at_sets
 from recognition.doctor.hardware import slow_on_cpu, tell_machine
 from recognition.doctor.memory import look_at_memory
 from recognition.doctor.needs import needs_of

@@ -1,11 +1,10 @@
-"""The files of a run before it starts: a quick look at the training set, verification sets, IJB folders, the disk.
+"""The files of a run before it starts: a quick look at the training set, verification sets, IJB folders.
 
 The quick look opens no set whole unless an earlier check left its file (recognition/data/sample_map.py): it reads
 `property` and the index, holds the index against the .rec file's size, and frames and decodes LOOKED_AT records spread
 over the set. `python -m tools.rec_builder verify` looks at all of them. Proven by tests/recognition/test_doctor.py.
 """
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from recognition.data.dataset import (
 )
 from recognition.data.recordio import RecordReader, read_index, unpack_record
 from recognition.data.sample_map import SampleMap, ShardEntry, map_path, read_map
-from recognition.doctor.needs import Needs
 from recognition.doctor.report import Report, amount, plural
 from recognition.errors import DataError, SettingsError, TrainerError
 
@@ -211,22 +209,3 @@ def look_at_evaluation(config: Config, report: Report) -> None:
             report.fact(Path(folder).name, f"{folder}: {find_target(folder)}")
     except (SettingsError, DataError) as error:
         report.problem(error.status, "sets", str(error))
-
-
-def look_at_disk(config: Config, needs: Needs, report: Report) -> None:
-    """What the run writes against what is free, less what is in the run's folder already."""
-    report.section("disk")
-    folder = config.folder.absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    have = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    wanted = sum(needs.on_disk.values())
-    parts = ", ".join(f"{name} {amount(size)}" for name, size in needs.on_disk.items())
-    report.figures["disk"] = {"free": free, "needed": wanted, "there": have, "save": needs.save}
-    told = f"{amount(wanted)} at its fullest ({parts}; a save is {amount(needs.save)})"
-    told += f"; {amount(free)} free for {config.folder}" + (f", which holds {amount(have)} already" if have else "")
-    if wanted > free + have:
-        report.problem(SettingsError.status, "space", f"{told}: too little; fewer saves (checkpoint.keep) or another "
-                       "place (output)")
-    else:
-        report.judge(wanted < 0.8 * (free + have), "space", told)

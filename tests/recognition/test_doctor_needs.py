@@ -5,18 +5,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from eval.ijb_cache import PARTS, EmbeddingCache
+from eval.ijb_lists import IjbSet
 from recognition import machine
 from recognition.assembly import assemble
 from recognition.backbones import BackboneSettings, build
-from recognition.config import CheckpointSettings, Config, DataSettings, load
+from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
+from recognition.doctor.disk import files_of, look_at_disk
 from recognition.doctor.memory import _room, _smaller_batch, _smaller_head
 from recognition.doctor.needs import _bytes, _kept, needs_of, saves_at_once
+from recognition.doctor.report import Report
 from recognition.folding import Folded
 from recognition.heads.margins import ArcFace, SubCenter
 from recognition.heads.row_optimizers import RowAdagrad, RowAdamW
@@ -79,6 +84,29 @@ def test_the_momentum_backbone_s_folded_copy_is_counted(file, overrides, is_ther
     assert counted == own * is_there
     assert own > 0.9 * sum(map(_bytes, module.parameters()))
     assert "its folded copy" not in needs_of(config, 12, 6, 1, on_gpu=False).in_memory  # speed.fold=auto
+
+
+def test_embeddings_of_ijb_take_what_their_cache_takes(tmp_path):
+    count = 1500
+    names = [f"{number}.jpg" for number in range(count)]
+    (tmp_path / "ijb" / "meta").mkdir(parents=True)
+    (tmp_path / "ijb" / "meta" / "ijbb_face_tid_mid.txt").write_text("".join(f"{name} 1 1\n" for name in names))
+    nothing = np.zeros(count)
+    faces = IjbSet("IJBB", tmp_path, names, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing,
+                   nothing, None)
+    cache = EmbeddingCache(tmp_path / "cache", {}, faces)
+    for rows in cache.chunks():
+        for part in PARTS:
+            cache.write(part, rows, np.zeros((len(rows), 32), np.float32))
+    written = sum(path.stat().st_size for path in cache.folder.glob("*.npy"))
+    config = Config(name="run", backbone=BackboneSettings("tiny", 32))
+    needs = needs_of(config, 12, 6, 1, on_gpu=False)
+    assert files_of(config, needs) == needs.on_disk
+    scored = replace(config, evaluation=EvaluationSettings(ijb=(str(tmp_path / "ijb"), str(tmp_path / "none"))))
+    assert files_of(scored, needs)["embeddings of IJB"] == pytest.approx(written, rel=0.01)
+    report = Report()
+    look_at_disk(scored, needs, report)
+    assert report.figures["disk"]["needed"] == sum(files_of(scored, needs).values())
 
 
 def test_activations_are_what_autograd_keeps():
