@@ -3,7 +3,7 @@
 #
 #   bash run.sh [CONFIG ...] [--set a.b=VALUE ...] [--seeds N ...] [--side-by-side N] [--single] [--fresh]
 #               [--profile N] [--debug]
-#   bash run.sh --doctor [CONFIG] [--set a.b=VALUE ...] [--json FILE]
+#   bash run.sh --doctor [CONFIG] [--set a.b=VALUE ...] [--seeds N ...] [--single] [--json FILE]
 #
 # CONFIG           a file of configs/ (default: configs/demo.py); the same command goes on where it stopped
 # several CONFIGs, --seeds N ..., or a config with variants: every run, finished ones once only, and a table of

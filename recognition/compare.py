@@ -78,6 +78,17 @@ class Member:
         return {(path.stem, side) for path in find_sets(self.config) for side in sides}
 
 
+def is_comparison(paths: Sequence[str], seeds: Sequence[int], single: bool) -> bool:
+    """Whether a command compares runs: several configs, seeds, or a config with variants that are not turned off."""
+    return len(paths) > 1 or bool(seeds) or (not single and hasattr(read_file(paths[0]), "variants"))
+
+
+def require_one_machine(machines: int) -> None:
+    """SettingsError for a comparison on several machines."""
+    if machines > 1:
+        raise SettingsError("several runs are compared on one machine; NNODES is for a single run")
+
+
 def members(
     paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], single: bool = False
 ) -> list[Member]:

@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from eval.ijb_lists import find_target
 from recognition.agent import run_ranks
-from recognition.compare import compare
+from recognition.compare import compare, is_comparison, machine_shares, require_one_machine
 from recognition.config import find_sets, load, read_file
 from recognition.cpus import available_cpus, rank_environment
 from recognition.data.dataset import open_dataset
@@ -70,19 +70,19 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         raise SettingsError("--json goes with --doctor")
     Profile(options.profile)
-    several = len(options.configs) > 1 or options.seeds
-    if several or (not options.single and hasattr(read_file(options.configs[0]), "variants")):
+    if is_comparison(options.configs, options.seeds, options.single):
         return _compare(options)
     return run_one(options.configs[0], options.overrides, options.fresh, options.max_restarts, options.profile)
 
 
 def _examine(options: argparse.Namespace) -> int:
-    if len(options.configs) > 1 or options.seeds or options.fresh:
+    if len(options.configs) > 1 or options.fresh:
         raise SettingsError("--doctor looks at one config, and starts nothing")
+    machine_shares(options.side_by_side)
     machines, local_ranks = read_machines(), _environment("NPROC", _ranks())
     alone = Machines(1, 1, 0, "", "")
     return examine(options.configs[0], options.overrides, lambda command: launch(command, alone, local_ranks, 0),
-                   local_ranks, machines.most, options.json)
+                   local_ranks, machines.most, options.json, options.seeds, options.single)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -90,8 +90,7 @@ def _compare(options: argparse.Namespace) -> int:
         raise SettingsError("--fresh starts one run over; of several, move those aside that are to be run again")
     if options.profile:
         raise SettingsError("--profile looks at a single run")
-    if read_machines().most > 1:
-        raise SettingsError("several runs are compared on one machine; NNODES is for a single run")
+    require_one_machine(read_machines().most)
     return compare(options.configs, options.seeds, options.overrides, options.side_by_side, options.single)
 
 

@@ -1,6 +1,7 @@
 """`bash run.sh --doctor [CONFIG]`: what a run would meet on this machine, before it is started.
 
     report.py    sections of facts, each with a mark, and the problems among them
+    runs.py      the runs that the command starts, and the one that is looked at for all
     hardware.py  what this machine has, and what would be slow on it and why
     files.py     the training set (a quick look), verification sets, IJB folders
     disk.py      what the run writes, and what is free

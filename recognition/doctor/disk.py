@@ -1,6 +1,7 @@
-"""What a run writes against what the disk has free. Proven by tests/recognition/test_doctor_needs.py."""
+"""What runs write against what the disk has free. Proven by tests/recognition/test_doctor_needs.py."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.ijb_cache import PARTS
@@ -11,24 +12,30 @@ from recognition.doctor.report import Report, amount
 from recognition.errors import SettingsError, TrainerError
 
 
-def look_at_disk(config: Config, needs: Needs, report: Report) -> None:
-    """What the run writes against what is free, less what is in the run's folder already."""
+def look_at_disk(runs: Sequence[tuple[Config, Needs]], report: Report) -> None:
+    """What the runs write against what is free, less what is in their folders already."""
     report.section("disk")
-    folder = config.folder.absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    have = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    written = files_of(config, needs)
-    wanted = sum(written.values())
-    parts = ", ".join(f"{name} {amount(size)}" for name, size in written.items())
-    report.figures["disk"] = {"free": free, "needed": wanted, "there": have, "save": needs.save}
-    told = f"{amount(wanted)} at its fullest ({parts}; a save is {amount(needs.save)})"
-    told += f"; {amount(free)} free for {config.folder}" + (f", which holds {amount(have)} already" if have else "")
+    place = runs[0][0].folder
+    free = shutil.disk_usage(next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())).free
+    have = sum(_bytes_in(config.folder) for config, _ in runs)
+    every = [(files_of(config, needs), needs.save) for config, needs in runs]
+    wanted = sum(sum(written.values()) for written, _ in every)
+    written, save = max(every, key=lambda one: sum(one[0].values()))
+    parts = ", ".join(f"{name} {amount(size)}" for name, size in written.items()) + f"; a save is {amount(save)}"
+    report.figures["disk"] = {"free": free, "needed": wanted, "there": have, "save": save}
+    told = f"{amount(wanted)} at its fullest ({parts})" if len(runs) == 1 else (
+        f"{amount(wanted)} for {len(runs)} runs, of one at its fullest {amount(sum(written.values()))} ({parts})")
+    where, holds = (place, "which holds") if len(runs) == 1 else (place.parent, "where their folders hold")
+    told += f"; {amount(free)} free for {where}" + (f", {holds} {amount(have)} already" if have else "")
     if wanted > free + have:
         report.problem(SettingsError.status, "space", f"{told}: too little; fewer saves (checkpoint.keep) or another "
                        "place (output)")
     else:
         report.judge(wanted < 0.8 * (free + have), "space", told)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def files_of(config: Config, needs: Needs) -> dict[str, int]:

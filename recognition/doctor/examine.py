@@ -12,14 +12,15 @@ import torch
 
 from recognition import machine
 from recognition.assembly import choose_precision
-from recognition.config import Config, load, read_file
+from recognition.config import Config, read_file
 from recognition.data.dataset import split_roots
 from recognition.doctor.disk import look_at_disk
 from recognition.doctor.files import SetFacts, look_at_evaluation, look_at_sets
 from recognition.doctor.hardware import slow_on_cpu, tell_machine
 from recognition.doctor.memory import look_at_memory
-from recognition.doctor.needs import needs_of
+from recognition.doctor.needs import Needs, needs_of
 from recognition.doctor.report import Report, plural
+from recognition.doctor.runs import Runs, find_runs, tell_runs
 from recognition.doctor.start import look_at_start
 from recognition.doctor.times import Launch, steps_per_epoch, tell_time
 from recognition.errors import SettingsError
@@ -34,14 +35,28 @@ class Found(NamedTuple):
     facts: list[SetFacts]
     unusable: str
 
+    @property
+    def classes(self) -> int:
+        """Identities, as far as they are known."""
+        return sum(fact.classes or 0 for fact in self.facts)
+
 
 def examine(
     path: str, overrides: Sequence[str], launch: Launch, local_ranks: int, machines: int = 1,
-    json_path: str | None = None,
+    json_path: str | None = None, seeds: Sequence[int] = (), single: bool = False,
 ) -> int:
-    """Print what a run of a config would meet; its exit status. launch: for the short measurement."""
+    """Print what the run or runs of a config would meet; the exit status. launch: for the short measurement."""
     report = Report()
-    _go_through(report, path, overrides, launch, local_ranks, machines)
+    tell_machine(report, local_ranks)
+    report.section("settings")
+    try:
+        runs = find_runs(path, overrides, seeds, single, local_ranks * machines, machines)
+    except SettingsError as error:
+        report.problem(error.status, Path(path).name, str(error))
+    else:
+        _tell_settings(report, runs.costliest.config, path, overrides, local_ranks * machines)
+        tell_runs(runs, report)
+        _go_through(report, runs, launch, local_ranks, machines)
     print(report.text())
     if json_path is not None:
         try:
@@ -51,31 +66,40 @@ def examine(
     return report.status
 
 
-def _go_through(
-    report: Report, path: str, overrides: Sequence[str], launch: Launch, local_ranks: int, machines: int
-) -> None:
-    ranks = local_ranks * machines
-    tell_machine(report, local_ranks)
-    report.section("settings")
-    try:
-        config = load(path, overrides, ranks)
-    except SettingsError as error:
-        report.problem(error.status, Path(path).name, str(error))
+def _go_through(report: Report, runs: Runs, launch: Launch, local_ranks: int, machines: int) -> None:
+    ranks, config = local_ranks * machines, runs.costliest.config
+    looked_at: dict[object, Found] = {}
+    needs: dict[str, Needs] = {}
+    for member in runs.every:
+        one, data = member.config, _of_data(member.config)
+        looked_at[data] = found = looked_at.get(data) or _look_at_data(report, one, member.path)
+        if member.label not in needs:  # seeds need the same
+            needs[member.label] = needs_of(one, found.classes, steps_per_epoch(one, found.facts), ranks,
+                                           torch.cuda.is_available())
+    if not runs.waiting:
+        report.section("time")
+        report.fact("not measured", "all runs are finished: the command prints their table")
         return
-    _tell_settings(report, config, path, overrides, ranks)
-    found = _look_at_data(report, config, path)
-    look_at_start(config, not found.unusable, report)
-    classes = sum(fact.classes or 0 for fact in found.facts)
-    needs = needs_of(config, classes, steps_per_epoch(config, found.facts), ranks, torch.cuda.is_available())
-    look_at_disk(config, needs, report)
-    unknown = "" if classes else "as `property` states no number" if found.facts else f"as {found.unusable}"
-    most_rows = look_at_memory(report, config, needs, ranks, local_ranks, unknown)
+    look_at_start([(member.config, not looked_at[_of_data(member.config)].unusable) for member in runs.waiting], report)
+    look_at_disk([(member.config, needs[member.label]) for member in runs.waiting], report)
+    found = looked_at[_of_data(config)]
+    unknown = "" if found.classes else "as `property` states no number" if found.facts else f"as {found.unusable}"
+    largest = max(runs.waiting, key=lambda member: sum(needs[member.label].in_memory.values()))
+    report.section("memory of a rank")
+    if len(runs.waiting) > 1:
+        report.fact("run", f"{largest.config.name}, whose tensors take the most")
+    most_rows = look_at_memory(report, largest.config, needs[largest.label], ranks, local_ranks, unknown)
     if why := found.unusable or ("" if most_rows else "no step fits into memory"):
         report.section("time")
         report.fact("not measured", why)
         return
     print("measuring some steps, about a minute …", flush=True)
-    tell_time(report, config, path, overrides, found.facts, launch, machines, most_rows)
+    tell_time(report, runs, found.facts, launch, machines, most_rows)
+
+
+def _of_data(config: Config) -> object:
+    """What `_look_at_data` depends on: runs of a comparison mostly share it."""
+    return config.data.root, config.data.weights, config.batch_size, config.evaluation
 
 
 def _tell_settings(report: Report, config: Config, path: str, overrides: Sequence[str], ranks: int) -> None:

@@ -83,7 +83,7 @@ def slow_on_cpu(precision: str, flags: Sequence[str]) -> str:
     """Why products of a torch type are slow on a CPU with these instructions; "" where nothing says so."""
     none = "which this CPU has no instructions for"
     if precision == "bfloat16" and "avx512_bf16" in flags and "amx_bf16" not in flags:
-        return "which was measured slower than fp32 with avx512_bf16 alone (docs/scaling.md)"
+        return "measured slower than fp32 with avx512_bf16 alone (docs/scaling.md)"
     if precision == "bfloat16":
         return "" if any("bf16" in flag for flag in flags) else none
     return none if precision == "float16" and not {"avx512_fp16", "amx_fp16", "asimdhp"} & {*flags} else ""

@@ -5,12 +5,15 @@ is loaded, here into tensors without memory. So text and exit status are those t
 written, and no rank but this process is asked. Proven by tests/recognition/test_doctor_start.py.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from recognition.backbones import build
 from recognition.checkpoint import Saved, latest, saves
 from recognition.config import Config
-from recognition.data.dataset import RecordDataset, split_roots
+from recognition.data.dataset import split_roots
 from recognition.distributed import ALONE
 from recognition.doctor.files import open_if_quick
 from recognition.doctor.needs import META
@@ -23,23 +26,49 @@ from recognition.train import class_names
 from recognition.warm_start import warm_start
 
 
-def look_at_start(config: Config, is_set_sound: bool, report: Report) -> None:
-    """The section on where the run begins. is_set_sound: whether the training set is there and can be opened."""
+def look_at_start(runs: Sequence[tuple[Config, bool]], report: Report) -> None:
+    """The section on where runs begin; of each its settings, and whether its training set is there and sound."""
     report.section("start")
-    try:
-        require_unused(config.folder)
-        saved = latest(config.folder / "checkpoints", ALONE)
-        dataset = open_if_quick(config) if is_set_sound and (saved or config.start.checkpoint) else None
-        if saved is not None:
-            require_same_run(saved, config, None if dataset is None else dataset.fingerprint())
-            _tell_save(config, saved, report)
-            return
-        new = "holds no checkpoint: the run begins in it" if config.folder.is_dir() else "is not there yet: a new run"
-        report.fact("run's folder", f"{config.folder} {new}")
-        if told := _take_over(config, dataset):
-            report.fact("weights", told)
-    except TrainerError as error:
-        report.problem(error.status, "does not start", str(error))
+    new, loaded, failures = list[Path](), dict[object, str](), dict[str, int]()
+    for config, is_set_sound in runs:
+        try:
+            if _goes_on(config, is_set_sound, report):
+                continue
+            new.append(config.folder)
+            each, momentum = config.head.margin.centers_per_class, config.head.inject.needs_momentum
+            files = (config.start, config.backbone, each, momentum, config.data.root)
+            if files not in loaded:
+                loaded[files] = ""  # what fails is not tried again
+                loaded[files] = _take_over(config, is_set_sound)
+        except TrainerError as error:
+            failures[str(error)] = error.status
+    for text, status in failures.items():  # what many runs fail of is told once
+        report.problem(status, "does not start", text)
+    for told in dict.fromkeys(filter(None, loaded.values())):
+        report.fact("weights", told)
+    _tell_new(new, report)
+
+
+def _goes_on(config: Config, is_set_sound: bool, report: Report) -> bool:
+    """Whether the run's folder holds a save, from which it goes on."""
+    require_unused(config.folder)
+    saved = latest(config.folder / "checkpoints", ALONE)
+    if saved is None:
+        return False
+    dataset = open_if_quick(config) if is_set_sound else None
+    require_same_run(saved, config, None if dataset is None else dataset.fingerprint())
+    _tell_save(config, saved, report)
+    return True
+
+
+def _tell_new(folders: Sequence[Path], report: Report) -> None:
+    for folder in (folder for folder in folders if folder.is_dir()):
+        report.fact("run's folder", f"{folder} holds no checkpoint: the run begins in it")
+    absent = [str(folder) for folder in folders if not folder.is_dir()]
+    if len(absent) == 1:
+        report.fact("run's folder", f"{absent[0]} is not there yet: a new run")
+    elif absent:
+        report.fact("runs' folders", f"{absent[0]} and {len(absent) - 1} more are not there yet: new runs")
 
 
 def _tell_save(config: Config, saved: Saved, report: Report) -> None:
@@ -51,11 +80,12 @@ def _tell_save(config: Config, saved: Saved, report: Report) -> None:
                 f"command {does}; --fresh puts it aside; needs and time below are of a whole run")
 
 
-def _take_over(config: Config, dataset: RecordDataset | None) -> str:
+def _take_over(config: Config, is_set_sound: bool) -> str:
     """Load what `start` names as the ranks do, into nothing, and say what is kept; "" when it names nothing.
 
     Without the set, whose people are not known then, nothing but the files is looked at.
     """
+    dataset = open_if_quick(config) if is_set_sound and config.start.checkpoint else None
     names: dict[int, str] | None = {} if len(split_roots(config.data.root)) == 1 else None
     if dataset is not None and config.start.match == "name":
         names = class_names(dataset, config.data.root, ALONE)

@@ -11,6 +11,7 @@ from eval.safe_pickle import load_pairs
 from recognition.config import Config, find_sets
 from recognition.doctor.files import SetFacts
 from recognition.doctor.report import Report, amount
+from recognition.doctor.runs import Runs
 from recognition.errors import DataError, SettingsError
 
 Launch = Callable[[Sequence[str]], tuple[int, str]]
@@ -37,15 +38,23 @@ class Estimate(NamedTuple):
         return min(self.step, self.seconds)
 
 
+class Span(NamedTuple):
+    """Seconds, and between which they may lie."""
+
+    middle: float
+    low: float
+    high: float
+
+
 def tell_time(
-    report: Report, config: Config, path: str, overrides: Sequence[str], facts: list[SetFacts], launch: Launch,
-    machines: int, most_rows: int,
+    report: Report, runs: Runs, facts: list[SetFacts], launch: Launch, machines: int, most_rows: int
 ) -> None:
-    """The section on time: measures some steps on this machine's ranks, about a minute.
+    """The section on time: measures some steps of the costliest run on this machine's ranks, about a minute.
 
     most_rows: of a rank's batch, that its memory has room for.
     """
     report.section("time")
+    path, overrides, config = runs.costliest.path, runs.costliest.overrides, runs.costliest.config
     batch = config.batch_size // machines
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         out = Path(folder) / "trial.json"
@@ -58,7 +67,7 @@ def tell_time(
         found: dict[str, Any] = json.loads(out.read_text())
     guess = estimate(found, batch)
     report.figures["trial"] = found | {"estimate": guess._asdict()}
-    _tell_trial(report, config, found, guess, facts)
+    _tell_all(report, runs, _tell_trial(report, config, found, guess, facts))
     if machines > 1:
         report.fact("one machine", f"of {machines} was measured, with all classes on its ranks and no exchange between "
                     "machines")
@@ -73,7 +82,8 @@ def steps_per_epoch(config: Config, facts: list[SetFacts]) -> int:
 
 def _tell_trial(
     report: Report, config: Config, found: dict[str, Any], guess: Estimate, facts: list[SetFacts]
-) -> None:
+) -> Span:
+    """Say what was measured and what it comes to; the seconds of a run, with scoring while it trains."""
     batch, ranks = found["batch"], found["ranks"]
     loader = f"{found['name']}: {rate(batch / guess.loader)}"
     if not found["whole_set"]:
@@ -100,6 +110,19 @@ def _tell_trial(
                 "that are waited for, export and the last evaluation")
     if seconds := _evaluation_seconds(config, guess.least / batch):
         report.fact("evaluation", f"{span(seconds)} while it trains, if an image's embedding takes a third of its step")
+    return Span(*(steps * step + seconds for step in (guess.seconds, guess.low, guess.high)))
+
+
+def _tell_all(report: Report, runs: Runs, one: Span) -> None:
+    """Of a comparison, say what its runs take together, which is no more than as many of the costliest."""
+    count, name = len(runs.waiting), runs.costliest.config.name
+    if count == 1:
+        return
+    middle, low, high = (span(count * seconds) for seconds in one)
+    most = "" if runs.alike else f"at the most, were each as long as {name}: "
+    report.fact("all runs", f"{count} one after the other: {most}{middle} ({low} to {high}), with scoring while they "
+                "train")
+    report.figures["all_runs"] = {"count": count, "seconds": count * one.middle}
 
 
 def _evaluation_seconds(config: Config, seconds_an_image: float) -> float:

@@ -42,11 +42,11 @@ def canned(command: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def told(file: str, overrides: Sequence[str] = (), ranks: int = 1) -> dict[str, Any]:
+def told(file: str, overrides: Sequence[str] = (), ranks: int = 1, **options: Any) -> dict[str, Any]:
     """What the command tells to programs. No file is left."""
     before = sorted(Path(file).parent.rglob("*"))
     out = Path(file).with_name("doctor.json")
-    status = examine(file, overrides, canned, ranks, json_path=str(out))
+    status = examine(file, overrides, canned, ranks, json_path=str(out), **options)
     found: dict[str, Any] = json.loads(out.read_text())
     out.unlink()
     assert sorted(Path(file).parent.rglob("*")) == before
@@ -54,9 +54,9 @@ def told(file: str, overrides: Sequence[str] = (), ranks: int = 1) -> dict[str, 
     return found
 
 
-def problem(file: str, overrides: Sequence[str] = ()) -> tuple[int, str]:
+def problem(file: str, overrides: Sequence[str] = (), **options: Any) -> tuple[int, str]:
     """Exit status of the command, and the text of its one problem, "" without any."""
-    found = told(file, overrides)
+    found = told(file, overrides, **options)
     facts, status = [fact for facts in found["sections"].values() for fact in facts], found["exit_status"]
     problems = [fact["text"] for fact in facts if fact["kind"] == "problem"]
     assert len(problems) == (status != 0)

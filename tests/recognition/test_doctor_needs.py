@@ -105,7 +105,7 @@ def test_embeddings_of_ijb_take_what_their_cache_takes(tmp_path):
     scored = replace(config, evaluation=EvaluationSettings(ijb=(str(tmp_path / "ijb"), str(tmp_path / "none"))))
     assert files_of(scored, needs)["embeddings of IJB"] == pytest.approx(written, rel=0.01)
     report = Report()
-    look_at_disk(scored, needs, report)
+    look_at_disk([(scored, needs)], report)
     assert report.figures["disk"]["needed"] == sum(files_of(scored, needs).values())
 
 
