@@ -8,6 +8,7 @@ asked for, it is the strictest that they support. Proven by tests/eval/test_thre
 tests/eval/test_compare_faces.py.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -92,9 +93,10 @@ def from_model(
     except _NoneOfTheModelError as error:
         reason = str(error)
     try:
-        return _choose(_own_scores(info), far, name, f"{model}'s own scores")
+        found = _choose(_own_scores(info), far, name, f"{model}'s own scores")
     except _NoneOfTheModelError as error:
         raise UnknownThresholdError(f"{reason}; {error}") from None
+    return dataclasses.replace(found, source=f"{found.source}, by the scores in the model's file")
 
 
 def _own_scores(info: Mapping[str, Any]) -> list[_Kept]:

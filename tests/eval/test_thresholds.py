@@ -84,7 +84,8 @@ def test_a_file_tells_its_own_thresholds(tmp_path):
     for info in (OWN, text, text | {"precision": "fp32", "scores_of": "float32 network"},
                  text | {"precision": "int8", "scores_of": "this file"}):
         found = from_model(tmp_path / "m.onnx", info)
-        assert found == Threshold(0.3, 1e-3, "lfw, 3000 pairs of different people")
+        assert found == Threshold(
+            0.3, 1e-3, "lfw, 3000 pairs of different people, by the scores in the model's file")
     assert from_model(tmp_path / "m.onnx", OWN, 1e-2, "lfw").value == 0.2
     with pytest.raises(SettingsError, match=r"m\.onnx's own scores: no set 'agedb'"):
         from_model(tmp_path / "m.onnx", OWN, None, "agedb")
