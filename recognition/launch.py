@@ -33,13 +33,14 @@ from recognition.data.dataset import open_dataset
 from recognition.doctor import examine
 from recognition.errors import SettingsError, run_command
 from recognition.finish import finish
+from recognition.machine import processor_key
 from recognition.profiling import Profile
 from recognition.status import read_status, write_status
 
 CPU_RANKS = 2
 CHECKOUT = Path(__file__).resolve().parent.parent
 COMPILED = CHECKOUT / "build" / "compiled"
-"""Where torch keeps what it compiled, for the next run: its own place is below /tmp, which containers lose."""
+"""Where torch keeps what it compiled, by processor, for the next run: its own place, /tmp, is lost with a container."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -192,8 +193,9 @@ def put_aside(folder: Path) -> None:
 def launch(command: Sequence[str], machines: Machines, local_ranks: int, max_restarts: int) -> tuple[int, str]:
     """Run `python COMMAND` on all ranks of this machine; exit status, and the reason where it is not 0."""
     kept = rank_environment(max(1, available_cpus() // local_ranks))
-    if machines.most == 1 and os.access(CHECKOUT, os.W_OK):  # its locks are not made for what machines share
-        kept["TORCHINDUCTOR_CACHE_DIR"] = str(COMPILED)
+    there = next(folder for folder in (COMPILED, *COMPILED.parents) if folder.exists())
+    if machines.most == 1 and os.access(there, os.W_OK):  # its locks are not made for what machines share
+        kept["TORCHINDUCTOR_CACHE_DIR"] = str(COMPILED / processor_key())
     for name, value in kept.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="run-notes-") as folder:

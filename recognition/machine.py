@@ -4,7 +4,9 @@ Bytes are bytes. Limits of the container (cgroup) count as the machine's. Whatev
 Imports nothing of the project. Proven by tests/recognition/test_machine.py.
 """
 
+import hashlib
 import os
+import platform
 import re
 import resource
 import sys
@@ -55,6 +57,13 @@ def matrix_instructions() -> list[str]:
     found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     flags = set(found[1].split()) if found else set()
     return [name for name in MATRIX_INSTRUCTIONS if name in flags]
+
+
+def processor_key() -> str:
+    """Digits that tell processors of other instructions apart: code compiled for one may not run on another."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    said = f"{cpu_model()} {platform.machine()} {platform.processor()} {found[1] if found else ''}"
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def gpu_utilization(device: torch.device) -> float | None:

@@ -74,7 +74,8 @@ def way_to_compile(speed: SpeedSettings, device: torch.device, pays: bool) -> Co
 def pays_on_cpu(backbone: nn.Module, operations: float) -> bool:
     """Whether compiling makes up for itself; what it gains was measured (docs/performance.md): transformers lose by it.
 
-    operations: of the backbones on a rank over the whole schedule, so that a run that goes on goes on as it began.
+    operations: of the backbones on a rank over the whole schedule, so that a run that goes on, on as many ranks, goes
+    on as it began.
     """
     is_convolutional = all(any(isinstance(part, nn.Conv2d) for part in block.modules()) for block in regions(backbone))
     return is_convolutional and operations >= WORTH_COMPILING

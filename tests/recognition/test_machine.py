@@ -30,6 +30,17 @@ def test_a_containers_cached_files_are_available(tmp_path):
     assert machine.available_memory(tmp_path) != 750000
 
 
+def test_a_processor_has_one_key():
+    assert machine.processor_key() == machine.processor_key()
+    assert len(machine.processor_key()) == 12
+
+
+def test_other_instructions_have_another_key(monkeypatch):
+    before = machine.processor_key()
+    monkeypatch.setattr(machine, "_text", lambda path: "model name\t: some\nflags\t\t: fpu avx2\n")
+    assert machine.processor_key() != before
+
+
 def test_instructions_are_known_names():
     assert set(machine.matrix_instructions()) <= set(machine.MATRIX_INSTRUCTIONS)
 
