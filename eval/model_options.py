@@ -20,8 +20,8 @@ def add_model_options(parser: argparse.ArgumentParser, positional: bool = True) 
         parser.add_argument("model", metavar="MODEL", help=".onnx file, .pt or .pth file, or run folder")
     group = parser.add_argument_group("what the model takes (default: found from the file)")
     meaning = "of pixels from 0 to 255: a number, or R,G,B (B,G,R) in the network's order"
-    group.add_argument("--mean", type=_pixels, metavar="M", help=f"{meaning} (127.5)")
-    group.add_argument("--std", type=_divisor, metavar="S", help="likewise (127.5)")
+    group.add_argument("--mean", type=pixel_values, metavar="M", help=f"{meaning} (127.5)")
+    group.add_argument("--std", type=pixel_divisor, metavar="S", help="likewise (127.5)")
     group.add_argument("--color-order", choices=COLOR_ORDERS, type=str.upper, help="of the channels (RGB)")
     group.add_argument("--input", metavar="NAME", help="input of an ONNX graph that takes the images")
     group.add_argument("--layout", choices=LAYOUTS, type=str.upper, help="of that input")
@@ -59,7 +59,7 @@ def naming_options() -> Iterator[None]:
         raise CheckpointError(f"{error}; --output says which") from None
 
 
-def _pixels(text: str) -> Triple:
+def pixel_values(text: str) -> Triple:
     """`127.5` or `123.7,116.3,103.5`."""
     try:
         return triple([float(part) for part in text.split(",")])
@@ -67,8 +67,9 @@ def _pixels(text: str) -> Triple:
         raise argparse.ArgumentTypeError(f"expected a number, or three with commas between, got {text!r}") from None
 
 
-def _divisor(text: str) -> Triple:
-    numbers = _pixels(text)
+def pixel_divisor(text: str) -> Triple:
+    """The same, above 0."""
+    numbers = pixel_values(text)
     if min(numbers) <= 0:
         raise argparse.ArgumentTypeError(f"expected numbers above 0, got {text!r}")
     return numbers

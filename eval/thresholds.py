@@ -19,9 +19,11 @@ from typing import Any
 from eval import metrics
 from eval.embed import Embed
 from eval.ijb_cache import file_sha256
+from eval.norm_quality import UNIT
 from eval.verification import embed_with_mirror, load_set, similarity, squared_distances
 from recognition.errors import DataError, SettingsError
 
+FLOAT32, HALF, THIS_FILE = "float32 network", "network in ", "this file"  # whose scores those in a file are
 RUN_MODEL = "model_last.pt"  # of a run folder, the network that its evaluation.json is of
 
 
@@ -101,11 +103,15 @@ def from_model(
 
 def _own_scores(info: Mapping[str, Any]) -> list[_Kept]:
     """The scores in a model's file, where they are of what is in the file."""
-    scores, precision = info.get("scores"), info.get("precision", "fp32")
+    scores, precision, whose = info.get("scores"), info.get("precision", "fp32"), info.get("scores_of", FLOAT32)
     if not scores:
         raise _NoneOfTheModelError("its file carries no scores")
-    if precision != "fp32" and info.get("scores_of") != "this file":
-        raise _NoneOfTheModelError(f"the scores in its file are not of this {precision} network but of the float32 one")
+    if info.get("scores_in", "float32") != "float32":  # of a model file, which training scored
+        whose = f"{HALF}{info['scores_in']}"
+    if whose != THIS_FILE and (precision != "fp32" or whose != FLOAT32):
+        raise _NoneOfTheModelError(f"the scores in its file are not of this {precision} network but of the {whose}")
+    if whose != THIS_FILE and info.get("embedding") == UNIT:
+        raise _NoneOfTheModelError("the scores in its file are of embeddings that were not of unit length")
     try:
         return _read(json.loads(scores) if isinstance(scores, str) else scores)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -132,8 +138,10 @@ def from_evaluation(model: str | Path, far: float | None = None, name: str | Non
         evaluated = Path(evaluation["model"]).name
         digests = dict(evaluation.get("sha256", {})).values()
         kept = _read(evaluation["verification"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: not a run's evaluation: {type(error).__name__} {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise _NoneOfTheModelError(f"{file.name} beside the model is not a run's evaluation") from None
     _require_evaluated(path, file, evaluated, digests)
     return _choose(kept, far, name, str(file))
 

@@ -290,7 +290,7 @@ def find_sets(config: Config) -> list[Path]:
         if not root.exists():
             raise SettingsError(f"data.root: no such folder: {root.absolute()}")
     for name in config.evaluation.sets:
-        places = [Path(name), *(root / file for root in roots for file in (name, f"{name}.bin"))]
+        places = places_of(name, roots)
         place = next((p for p in places if p.is_file()), None)
         if place is None:
             missing.append(f"evaluation.sets: no file {' or '.join(map(str, places))}")
@@ -303,6 +303,11 @@ def find_sets(config: Config) -> list[Path]:
     if missing:
         raise SettingsError("\n  ".join(missing))
     return found
+
+
+def places_of(name: str, roots: Sequence[Path]) -> list[Path]:
+    """Where a verification set of this name may be: the path itself, or a file beside a training set."""
+    return [Path(name), *(root / file for root in roots for file in (name, f"{name}.bin"))]
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -74,10 +74,11 @@ def save(run: Run, saver: Saver) -> None:
 def model_info(run: Run) -> dict[str, Any]:
     """What a model file says of where it comes from, and by which norms its run knows quality (eqs. 8 and 9).
 
-    Scores of an earlier step are another network's, and left out.
+    Scores of an earlier step are another network's, and left out. scores_in: the type of matrix products they are of.
     """
     scores = run.scores if run.scored == run.step else []
-    info = {"run": run.config.name, "step": run.step, "epoch": run.epoch, "scores": scores}
+    products = str(run.product_dtype).removeprefix("torch.")
+    info = {"run": run.config.name, "step": run.step, "epoch": run.epoch, "scores": scores, "scores_in": products}
     memory = run.head.memory
     if memory is None or not isinstance(memory.injection, QAFace):
         return info

@@ -262,7 +262,8 @@ def leave(run: Run, saver: Saver, signal: int) -> None:
 def evaluate_where_due(run: Run, log: RunLog, verifier: Verifier, saver: Saver, stop: StopRequest) -> None:
     """Score the backbone where that is due after this step and not done yet."""
     if run.scored == run.step or not run.is_due(run.config.evaluation.every_epochs):
-        run.scored = run.step if run.is_over else run.scored
+        if run.is_over and run.scored != run.step:
+            run.scores, run.scored = [], run.step  # those of an earlier step are another network's
         return
     run.ranks.progress.at("evaluation", run.step)
     with as_written(run.backbone):  # sets have batches of other sizes

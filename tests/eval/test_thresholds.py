@@ -53,11 +53,14 @@ def test_whose_evaluation_it_is(tmp_path):
     older = {"set": "lfw", "degrade": None, "accuracy": 0.99}
     with pytest.raises(UnknownThresholdError, match=r"no thresholds in evaluation\.json"):
         from_evaluation(evaluation(tmp_path / "old", [older]), 1e-3)
-    for text in ("{", "[]", '{"model": 3, "verification": []}', '{"model": "m", "verification": [{}]}',
-                 '{"model": "m", "verification": [], "sha256": 3}'):
+    for text in ("[]", '{"model": 3, "verification": []}', '{"model": "m", "verification": [{}]}',
+                 '{"model": "m", "verification": [], "sha256": 3}'):  # somebody else's file of this name
         (run / "evaluation.json").write_text(text)
-        with pytest.raises(DataError, match="not a run's evaluation"):
+        with pytest.raises(UnknownThresholdError, match="is not a run's evaluation"):
             from_evaluation(run, 1e-3)
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(DataError, match="not a run's evaluation"):
+        from_evaluation(run, 1e-3)
 
 
 def test_a_file_of_the_same_name_is_another_network(tmp_path):
@@ -105,8 +108,11 @@ def test_a_file_tells_its_own_thresholds(tmp_path):
     ({"scores": "0.99"}, "no scores of this project's"),
     ({"scores": "a 99 %"}, "no scores of this project's"),
     ({"scores": [{"set": "lfw", "degrade": None, "accuracy": 0.9}]}, "no thresholds in m.onnx's own"),
-    (OWN | {"precision": "int8"}, "not of this int8 network but of the float32 one"),
-    (OWN | {"precision": "fp16", "scores_of": "float32 network"}, "not of this fp16 network but of the float32 one"),
+    (OWN | {"precision": "int8"}, "not of this int8 network but of the float32 network"),
+    (OWN | {"precision": "fp16", "scores_of": "float32 network"}, "not of this fp16 network but of the float32"),
+    (OWN | {"scores_of": "network in bfloat16"}, "not of this fp32 network but of the network in bfloat16"),
+    (OWN | {"scores_in": "bfloat16"}, "not of this fp32 network but of the network in bfloat16"),
+    (OWN | {"embedding": "unit length", "scores_of": "float32 network"}, "were not of unit length"),
 ])  # fmt: skip
 def test_scores_that_say_nothing_of_the_file(tmp_path, info, reason):
     with pytest.raises(UnknownThresholdError, match=reason):

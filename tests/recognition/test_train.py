@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +26,13 @@ from recognition.errors import DataError, NumericsError, SettingsError
 from recognition.heads.margins import AdaFace, ArcFace, BroadFace, CurricularFace, SphereFace2, SubCenter
 from recognition.heads.row_optimizers import RowAdagrad, RowAdamW
 from recognition.heads.sharded import HeadSettings
+from recognition.log import RunLog
 from recognition.memory import VPL, QAFace
 from recognition.optimizer import OptimizerSettings
 from recognition.schedule import ScheduleSettings
 from recognition.state import make_saver, model_info, replicated_state, resume, save
-from recognition.train import train, train_step
+from recognition.stopping import StopRequest
+from recognition.train import evaluate_where_due, train, train_step
 
 
 def _config(output: Path, root: Path, **changed: object) -> Config:
@@ -224,10 +227,20 @@ def test_what_a_run_leaves_behind(tmp_path, small_set):
 
 def test_a_model_file_tells_no_scores_of_an_earlier_step():
     run = SimpleNamespace(config=SimpleNamespace(name="run"), step=8, epoch=2, scores=[{"accuracy": 0.9}], scored=8,
-                          head=SimpleNamespace(memory=None))
+                          head=SimpleNamespace(memory=None), product_dtype=torch.bfloat16)
     assert model_info(run)["scores"] == run.scores
+    assert model_info(run)["scores_in"] == "bfloat16"
     run.scored = 6
     assert model_info(run)["scores"] == []
+
+
+def test_a_run_that_ends_unscored_tells_no_earlier_scores(tmp_path, small_set):
+    """It was scored in step 6, stopped, and went on with evaluation.every_epochs=0."""
+    run = assemble(_config(tmp_path, small_set, evaluation=EvaluationSettings(every_epochs=0)), Ranks())
+    run.scores, run.scored, run.step = [{"accuracy": 0.9, "degrade": None}], 6, len(run.rates)
+    with closing(RunLog(tmp_path, Ranks())) as log, StopRequest() as stop, make_saver(run) as saver:
+        evaluate_where_due(run, log, Verifier([], (), Ranks()), saver, stop)
+    assert (model_info(run)["scores"], run.scored) == ([], run.step)
 
 
 def test_going_on_keeps_each_step_once_in_the_metrics(tmp_path, small_set):

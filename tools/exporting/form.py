@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from eval.norm_quality import UNIT
 from eval.pixels import IMAGE_SIZE, Pixels
+from eval.thresholds import FLOAT32, HALF
 from recognition.errors import SettingsError
 from tools.exporting.quality import Norms
 
@@ -22,8 +24,6 @@ Preprocessing = Literal["outside", "inside", "uint8"]
 LEAST_COSINE: dict[str, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.9}
 # The largest error of a z-score that one is written with. Good files: 1e-5, 0.01, 0.4 (docs/deployment.md).
 MOST_QUALITY_ERROR: dict[str, float] = {"fp32": 0.01, "fp16": 0.1, "int8": 1.0}
-UNIT = "unit length"
-FLOAT32 = "float32 network"  # whose scores they are
 # Entries of a model file's info, or of an earlier export's metadata, that go into the metadata.
 PUBLISHED = ("backbone", "run", "step", "epoch", "scores")
 
@@ -89,10 +89,18 @@ def metadata(
         **{key: without_folders(known[key]) for key in PUBLISHED if key in known},
     }
     if facts.get("scores"):
-        facts["scores_of"] = FLOAT32
+        facts["scores_of"] = whose_scores(known)
     if norms is not None:
         facts |= norms.facts()
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def whose_scores(known: Mapping[str, Any]) -> str:
+    """Which network the scores that came with it are of: that in float32, or in the half precision of its training."""
+    if str(known.get("scores_of", "")).startswith(HALF):  # of an exported file
+        return str(known["scores_of"])
+    products = known.get("scores_in", "float32")
+    return FLOAT32 if products == "float32" else f"{HALF}{products}"
 
 
 def _short(values: tuple[float, ...]) -> float | list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from eval.model_options import _divisor, _pixels
+from eval.model_options import pixel_divisor, pixel_values
 from eval.pixels import COLOR_ORDERS
 from recognition.errors import SettingsError
 from tools.exporting.form import Form
@@ -49,8 +49,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     checks.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     others = parser.add_argument_group("what an .onnx file or a bare state dict takes "
                                        "(default: found from the file; 127.5, 127.5, RGB)")
-    others.add_argument("--mean", type=_pixels, metavar="M", help="of pixels from 0 to 255: a number, or three")
-    others.add_argument("--std", type=_divisor, metavar="S", help="likewise")
+    others.add_argument("--mean", type=pixel_values, metavar="M", help="of pixels from 0 to 255: a number, or three")
+    others.add_argument("--std", type=pixel_divisor, metavar="S", help="likewise")
     others.add_argument("--color-order", choices=COLOR_ORDERS, type=str.upper, help="of the channels")
     return parser.parse_args(list(arguments))
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from eval.norm_quality import KEYS
 from recognition import checkpoint
 from recognition.distributed import Ranks
 from recognition.errors import NumericsError
 from recognition.memory import QAFace
 
-QUALITY_KEYS = ("quality_mean", "quality_std", "quality_threshold", "quality_source")  # of an exported file's metadata
+QUALITY_KEYS = (*KEYS, "quality_source")  # of an exported file's metadata
 
 
 @dataclass(frozen=True)

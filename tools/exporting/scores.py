@@ -1,8 +1,9 @@
 """Whose accuracy an exported file states, and on which sets it is measured.
 
 `scores` in a file's metadata are the file's own where it was measured on --pairs at its export; else those of the
-float32 network that it was made of: of its training, or, where that kept none, of the run's evaluation, if it is of
-exactly this model file. `scores_of` says which. Proven by tests/tools/exporting/test_scores.py.
+network that it was made of: of its training, in float32 or in the half precision of its products, or, where that kept
+none, of the run's evaluation, if it is of exactly this model file. `scores_of` says which.
+Proven by tests/tools/exporting/test_scores.py.
 """
 
 import json
@@ -12,10 +13,10 @@ from typing import Any
 import onnx
 
 from eval.ijb_cache import file_sha256
+from eval.thresholds import THIS_FILE
+from recognition.config import places_of
 from recognition.data.dataset import split_roots
 from tools.exporting.form import without_folders
-
-THIS_FILE = "this file"
 
 
 def scores_of_run(model: Path) -> list[dict[str, Any]]:
@@ -47,8 +48,7 @@ def run_sets(run: Path) -> tuple[list[Path], list[str]]:
         return [], []
     found, missing = [], []
     for name in names if isinstance(names, list) else []:
-        places = [Path(name), *(root / file for root in roots for file in (name, f"{name}.bin"))]
-        place = next((path for path in places if path.is_file()), None)
+        place = next((path for path in places_of(name, roots) if path.is_file()), None)
         found += [] if place is None else [place]
         missing += [name] if place is None else []
     return found, missing

@@ -17,13 +17,14 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from eval.embed import Embed, load_embedder
+from eval.norm_quality import UNIT
 from eval.onnx_file import check_onnx_file, first_line
 from eval.onnx_input import described_pixels
 from eval.pixels import IMAGE_SIZE, RAW, Given, Pixels
 from recognition.backbones.model_file import is_state_dict, load_model, read_checked, resolve_model
 from recognition.errors import CheckpointError, SettingsError
 from tools.exporting import graph
-from tools.exporting.form import PUBLISHED, UNIT
+from tools.exporting.form import PUBLISHED
 from tools.exporting.quality import Norms, norms_of_info, norms_of_metadata, norms_of_run
 from tools.exporting.scores import scores_of_run
 
@@ -81,7 +82,7 @@ def open_source(
     model.graph.name = settings.name
     known = {**info, "backbone": settings.name}
     if not known.get("scores") and (scores := scores_of_run(file)):
-        known["scores"] = scores
+        known |= {"scores": scores, "scores_in": "float32"}  # of an exported file
     return Source(file, model, torch_embed(module, pixels), pixels, known, norms)
 
 
@@ -118,6 +119,7 @@ def _of_onnx(path: Path, given: Given) -> Source:
         raise CheckpointError(f"{path}: not readable: {first_line(error)}") from None
     said = _metadata(model)
     known = {key: _read(value) for key, value in said.items() if key in PUBLISHED}
+    known |= {key: said[key] for key in ("scores_of",) if key in said}
     ours = described_pixels(said, path) is not None
     unit = ours and said.get("embedding") == UNIT
     norms = norms_of_metadata(said) if ours and not unit else None

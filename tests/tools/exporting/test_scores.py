@@ -46,6 +46,18 @@ def test_what_was_measured_is_the_files_own(
         assert facts_of(again)["scores_of"] == "float32 network", "and not of the float16 file"
 
 
+def test_scores_taken_in_half_precision_are_told_as_that(
+    given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray
+) -> None:
+    """Training on a GPU scores in bf16; the word survives a second export."""
+    settings, out, again = BackboneSettings("tiny", embedding_size=16), tmp_path / "out.onnx", tmp_path / "again.onnx"
+    info = {"run": "demo", "scores": TRAINED, "scores_in": "bfloat16"}
+    save_model(tmp_path / "model_last.pt", build(settings), settings, info)
+    export(tmp_path, out, faces[:2])
+    export(out, again, faces[:2])
+    assert [facts_of(path)["scores_of"] for path in (out, again)] == ["network in bfloat16"] * 2
+
+
 def test_without_scores_nobody_is_named(given_file: Callable[..., Path], tmp_path: Path, faces: np.ndarray) -> None:
     export(given_file(), tmp_path / "out.onnx", faces)
     assert not [key for key in facts_of(tmp_path / "out.onnx") if key.startswith("scores")]
