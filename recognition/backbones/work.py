@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recognition.backbones import BackboneSettings, build
-from recognition.backbones.vit import Attention
-
-SIDE = 112
+from recognition.backbones.vit import IMAGE_SIDE, Attention
 
 
 def multiply_accumulates(settings: BackboneSettings) -> int:
@@ -34,5 +32,5 @@ def count(module: nn.Module) -> int:
         if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
             layer.register_forward_hook(add)
     with torch.no_grad():
-        module(torch.empty(1, 3, SIDE, SIDE, device="meta"))
+        module(torch.empty(1, 3, IMAGE_SIDE, IMAGE_SIDE, device="meta"))
     return total
