@@ -90,7 +90,7 @@ def exported(tmp_path_factory):
     def make(**form):
         path = folder / ("_".join(str(part) for item in form.items() for part in item) + ".onnx")
         if form and not path.exists():
-            export(plain, path, np.tile(FACES, (2, 1, 1, 1)), form=Form(**form))
+            export(plain, path, np.tile(FACES, (4, 1, 1, 1)), form=Form(**form))
         return path if form else plain
 
     return make

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.backbones import multiply_accumulates
 from recognition.backbones import BACKBONES, BackboneSettings, build, mistakes
+from recognition.backbones.work import count
 from recognition.errors import SettingsError
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "backbones.md"
@@ -51,7 +51,7 @@ def built(name: str, **settings: object) -> nn.Module:
 def test_counts_are_those_of_the_published_networks_and_of_the_documented_table(name: str) -> None:
     with torch.device("meta"):
         module = build(BackboneSettings(name)).eval()
-    counts = (sum(p.numel() for p in module.parameters()) / 1e6, multiply_accumulates(module) / 1e9)
+    counts = (sum(p.numel() for p in module.parameters()) / 1e6, count(module) / 1e9)
     written = re.search(rf"^\| `{name}` \| ([\d.]+) \| ([\d.]+) \|", PAGE.read_text(), re.M)
     assert written is not None
     for expected in (COUNTS.get(name, ()), written.groups()):
