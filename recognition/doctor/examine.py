@@ -1,6 +1,7 @@
-"""The command: every section in turn, each in its own try, and the exit status of the first problem.
+"""The command: section by section, and the exit status of the first problem.
 
-Proven by tests/recognition/test_doctor.py.
+Mistakes that the run's own checks raise become problems of the section; what rests on data that cannot be read is left
+out, and said so. Proven by tests/recognition/test_doctor.py.
 """
 
 import json

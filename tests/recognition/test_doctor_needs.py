@@ -1,5 +1,6 @@
 """What the doctor says that a run takes on disk and in memory is what it takes; what does not fit is a problem."""
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from recognition.backbones import BackboneSettings, build
 from recognition.config import CheckpointSettings, Config, DataSettings, EvaluationSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
-from recognition.doctor.disk import files_of, look_at_disk
+from recognition.doctor.disk import _bytes_in, files_of, look_at_disk
 from recognition.doctor.memory import _room, _smaller_batch, _smaller_head
 from recognition.doctor.needs import _bytes, _kept, needs_of, saves_at_once
 from recognition.doctor.report import Report
@@ -107,6 +108,21 @@ def test_embeddings_of_ijb_take_what_their_cache_takes(tmp_path):
     report = Report()
     look_at_disk([(scored, needs)], report)
     assert report.figures["disk"]["needed"] == sum(files_of(scored, needs).values())
+
+
+def test_files_that_a_run_takes_away_meanwhile_do_not_count(tmp_path, monkeypatch):
+    for name in ("old", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_bytes(bytes(100))
+
+    def walk(folder, real=os.walk):
+        for place, folders, names in real(folder):
+            if Path(place).name == "old":
+                (tmp_path / "old" / "part").unlink()
+            yield place, folders, names
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert _bytes_in(tmp_path) == 100
 
 
 def test_activations_are_what_autograd_keeps():
