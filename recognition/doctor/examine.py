@@ -85,11 +85,8 @@ def _go_through(report: Report, runs: Runs, launch: Launch, local_ranks: int, ma
     look_at_disk([(member.config, needs[member.label]) for member in runs.waiting], report)
     found = looked_at[_of_data(config)]
     unknown = "" if found.classes else "as `property` states no number" if found.facts else f"as {found.unusable}"
-    largest = max(runs.waiting, key=lambda member: sum(needs[member.label].in_memory.values()))
-    report.section("memory of a rank")
-    if len(runs.waiting) > 1:
-        report.fact("run", f"{largest.config.name}, whose tensors take the most")
-    most_rows = look_at_memory(report, largest.config, needs[largest.label], ranks, local_ranks, unknown)
+    distinct = {member.label: (member.config, needs[member.label]) for member in [*runs.waiting, runs.costliest]}
+    most_rows = look_at_memory(report, [*distinct.values()], config, ranks, local_ranks, unknown)
     if why := found.unusable or ("" if most_rows else "no step fits into memory"):
         report.section("time")
         report.fact("not measured", why)

@@ -3,6 +3,8 @@
 Proven by tests/recognition/test_doctor_needs.py.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from recognition import machine
@@ -17,37 +19,55 @@ TIGHT = 0.85
 """Of the memory that is free: with more of it taken by tensors, what passes through may not find room."""
 
 
-def look_at_memory(report: Report, config: Config, needs: Needs, ranks: int, local_ranks: int, classes: str) -> int:
-    """The section on a rank's memory; how many of its images fit, 0 where nothing does.
+def look_at_memory(
+    report: Report, runs: Sequence[tuple[Config, Needs]], trial: Config, ranks: int, local_ranks: int, classes: str
+) -> int:
+    """The section on a rank's memory, of the run that takes the most; how many images of `trial`'s fit, 0 for none.
 
-    classes: why they are left out; "" where they are not.
+    trial: of the settings of `runs` those that are measured.  classes: why they are left out; "" where they are not.
     """
     report.section("memory of a rank")
     if classes:
         report.fact("classes", f"left out, {classes}: this is the backbone alone")
-    on_gpu = torch.cuda.is_available()
-    parts = needs.in_memory if on_gpu else needs.in_memory | {"Python and its libraries": machine.resident_bytes()}
-    held = sum(parts.values())
-    report.fact("held", f"{needs.parameters / 1e6:.1f} M parameters; " + ", ".join(
-        f"{name} {amount(size)}" for name, size in parts.items()) + f": {amount(held)}")
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = {} if device.type == "cuda" else {"Python and its libraries": machine.resident_bytes()}
     free, of = _room(device, local_ranks)
-    if held > free:
-        report.problem(SettingsError.status, "too little", f"{amount(held)} before any activation, {of}: "
+    counted = dict[object, float]()
+
+    def held(needs: Needs) -> int:
+        return sum(needs.in_memory.values()) + sum(own.values())
+
+    def each(config: Config) -> float:
+        precision = choose_precision(config.precision, device)
+        if (config.backbone, precision) not in counted:
+            counted[config.backbone, precision] = activation_bytes(config, precision, device)
+        return counted[config.backbone, precision]
+
+    def passing(config: Config) -> float:
+        return each(config) * part_of_a_rank(config, ranks)
+
+    config, needs = max(runs, key=lambda run: held(run[1]))
+    if held(needs) <= free:
+        config, needs = max(runs, key=lambda run: held(run[1]) + passing(run[0]))
+    if len(runs) > 1:
+        report.fact("run", f"{config.name}, which takes the most")
+    report.fact("held", f"{needs.parameters / 1e6:.1f} M parameters; " + ", ".join(
+        f"{name} {amount(size)}" for name, size in (needs.in_memory | own).items()) + f": {amount(held(needs))}")
+    if held(needs) > free:
+        report.problem(SettingsError.status, "too little", f"{amount(held(needs))} before any activation, {of}: "
                        + _smaller_head(config))
-        return 0
-    each = activation_bytes(config, choose_precision(config.precision, device), device)
-    part = part_of_a_rank(config, ranks)
-    whole = held + each * part
-    told = f"{amount(each)} an image, {part} at once: {amount(each * part)}; {amount(whole)} in all and some more that "
-    told += f"passes through, {of}"
-    report.figures["memory"] = {"tensors": held, "activations": each * part, "free": free}
-    if whole > free:
-        cut = _smaller_batch(config, ranks, each, free - held)
-        report.problem(SettingsError.status, "activations", f"{told}: too little; {cut}")
     else:
-        report.judge(whole < TIGHT * free, "activations", told)
-    return int(0.7 * (free - held) / each) * config.micro_batches
+        whole = held(needs) + passing(config)
+        told = f"{amount(each(config))} an image, {part_of_a_rank(config, ranks)} at once: {amount(passing(config))}; "
+        told += f"{amount(whole)} in all and some more that passes through, {of}"
+        report.figures["memory"] = {"tensors": held(needs), "activations": passing(config), "free": free}
+        if whole > free:
+            cut = _smaller_batch(config, ranks, each(config), free - held(needs))
+            report.problem(SettingsError.status, "activations", f"{told}: too little; {cut}")
+        else:
+            report.judge(whole < TIGHT * free, "activations", told)
+    left = free - next(held(needs) for config, needs in runs if config is trial)
+    return int(0.7 * left / each(trial)) * trial.micro_batches if left >= 0 else 0
 
 
 def _smaller_head(config: Config) -> str:

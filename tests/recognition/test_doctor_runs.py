@@ -2,16 +2,17 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recognition import launch
+from recognition import launch, machine
 from recognition.compare import members
 from recognition.config import load
 from recognition.data.dataset import open_dataset
-from recognition.doctor import times
+from recognition.doctor import examine, times
 from recognition.doctor.disk import files_of
 from recognition.doctor.needs import needs_of
 from recognition.errors import SettingsError
@@ -60,7 +61,7 @@ def test_all_variants_are_counted_and_the_costliest_is_measured(file):
     found = doctor_runs.told(file)
     assert _fact(found, "settings", "runs") == (
         "3 runs: run_plain, run_qaface, run_long; time is of run_qaface, whose backbones compute the most")
-    assert _fact(found, "memory of a rank", "run") == "run_qaface, whose tensors take the most"
+    assert _fact(found, "memory of a rank", "run") == "run_qaface, which takes the most"
     assert "momentum backbone" in _fact(found, "memory of a rank", "held")
     assert found["figures"]["runs"] == {"all": 3, "finished": 0, "measured": "run_qaface"}
     assert found["figures"]["disk"]["needed"] == sum(_needed(file))
@@ -84,6 +85,28 @@ def test_seeds_multiply_and_single_does_not(file):
     assert {"runs", "all_runs"}.isdisjoint(alone["figures"])
     assert alone["figures"]["disk"]["needed"] == _needed(file)[0]
     assert alike["figures"]["disk"]["needed"] == 2 * alone["figures"]["disk"]["needed"]
+
+
+def test_memory_is_that_of_the_run_that_takes_the_most_with_its_activations(file, monkeypatch):
+    """The run that is measured holds more tensors, but keeps less of an image."""
+    path = Path(file)
+    path.write_text(path.read_text().replace('"long": ("epochs=11",)', "").replace(
+        '("head.inject=qaface",)', '("head.inject=qaface", "backbone.checkpointing=true")'))
+    monkeypatch.setattr(machine, "resident_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(machine, "available_memory", lambda: 150_000_000)
+    rows = []
+
+    def launch(command: Sequence[str]) -> tuple[int, str]:
+        rows.append(int(command[6]))
+        return doctor_runs.canned(command)
+
+    assert examine(file, ["batch_size=96"], launch, 1) == 2
+    found = doctor_runs.told(file, ["batch_size=96"])
+    assert _fact(found, "memory of a rank", "run") == "run_plain, which takes the most"
+    assert found["figures"]["runs"]["measured"] == "run_qaface"
+    assert "too little; micro_batches=" in _fact(found, "memory of a rank", "activations")
+    examine(file, ["batch_size=96", "backbone.checkpointing=true"], launch, 1)
+    assert rows[0] == rows[1] > 96
 
 
 def test_finished_runs_are_not_run_again(file):
