@@ -45,19 +45,24 @@ class Found(NamedTuple):
 def examine(
     path: str, overrides: Sequence[str], launch: Launch, local_ranks: int, machines: int = 1,
     json_path: str | None = None, seeds: Sequence[int] = (), single: bool = False,
+    shares: Sequence[int] = (),
 ) -> int:
-    """Print what the run or runs of a config would meet; the exit status. launch: for the short measurement."""
+    """Print what the run or runs of a config would meet; the exit status. launch: for the short measurement.
+
+    shares: ranks of each of the runs that a comparison has side by side, the fewest of them `local_ranks`; empty where
+    each run has all ranks.
+    """
     report = Report()
-    tell_machine(report, local_ranks)
+    tell_machine(report, sum(shares) or local_ranks)
     report.section("settings")
     try:
-        runs = find_runs(path, overrides, seeds, single, local_ranks * machines, machines)
+        runs = find_runs(path, overrides, seeds, single, local_ranks * machines, machines, shares)
     except SettingsError as error:
         report.problem(error.status, Path(path).name, str(error))
     else:
         _tell_settings(report, runs.costliest.config, path, overrides, local_ranks * machines)
         tell_runs(runs, report)
-        _go_through(report, runs, launch, local_ranks, machines)
+        _go_through(report, runs, launch, local_ranks, machines, sum(shares) or local_ranks)
     print(report.text())
     if json_path is not None:
         try:
@@ -67,7 +72,10 @@ def examine(
     return report.status
 
 
-def _go_through(report: Report, runs: Runs, launch: Launch, local_ranks: int, machines: int) -> None:
+def _go_through(
+    report: Report, runs: Runs, launch: Launch, local_ranks: int, machines: int, at_once: int
+) -> None:
+    """All sections after the settings. at_once: ranks that share this machine, of all runs that are side by side."""
     ranks, config = local_ranks * machines, runs.costliest.config
     looked_at: dict[object, Found] = {}
     needs: dict[str, Needs] = {}
@@ -86,7 +94,7 @@ def _go_through(report: Report, runs: Runs, launch: Launch, local_ranks: int, ma
     found = looked_at[_of_data(config)]
     unknown = "" if found.classes else "as `property` states no number" if found.facts else f"as {found.unusable}"
     distinct = {member.label: (member.config, needs[member.label]) for member in [*runs.waiting, runs.costliest]}
-    most_rows = look_at_memory(report, [*distinct.values()], config, ranks, local_ranks, unknown)
+    most_rows = look_at_memory(report, [*distinct.values()], config, ranks, at_once, unknown)
     if why := found.unusable or ("" if most_rows else "no step fits into memory"):
         report.section("time")
         report.fact("not measured", why)

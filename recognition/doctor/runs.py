@@ -26,16 +26,21 @@ class Runs(NamedTuple):
 
 
 def find_runs(
-    path: str, overrides: Sequence[str], seeds: Sequence[int], single: bool, ranks: int, machines: int
+    path: str, overrides: Sequence[str], seeds: Sequence[int], single: bool, ranks: int, machines: int,
+    shares: Sequence[int] = (),
 ) -> Runs:
-    """The runs that the command would start. SettingsError as it would end with."""
+    """The runs that the command would start. SettingsError as it would end with.
+
+    shares: ranks of each of the runs that a comparison has side by side; empty where each has all `ranks`.
+    """
     if not is_comparison([path], seeds, single):
         one = Member("", path, tuple(overrides), load(path, overrides, ranks))
         return Runs([one], [one], one, True, False)
     require_one_machine(machines)
     every = members([path], seeds, overrides, single)
     for member in every:
-        load(path, member.overrides, ranks)  # the batch has to divide over them
+        for count in {*shares} or {ranks}:  # which of the shares a run gets is open
+            load(path, member.overrides, count)  # the batch has to divide over them
     waiting = [member for member in every if not member.is_finished]
     counted = {member.config.name: _work(member.config) for member in waiting or every}
     costliest = max(waiting or every, key=lambda member: counted[member.config.name])

@@ -138,9 +138,17 @@ def test_the_command_line_reaches_it(file, monkeypatch):
     monkeypatch.setattr(launch, "examine", lambda *arguments: asked.append(arguments) or 0)
     launch.main(["--doctor", file, "--seeds", "3", "4", "--single"])
     assert asked[0][0] == file
-    assert asked[0][-2:] == ([3, 4], True)
+    assert asked[0][6:8] == ([3, 4], True)
     with pytest.raises(SettingsError, match="--side-by-side 99999"):
         launch.main(["--doctor", file, "--side-by-side", "99999"])
+
+
+def test_runs_side_by_side_have_their_shares_of_the_ranks(file, monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda: 8 << 30)
+    found = doctor_runs.told(file, ["batch_size=15"], ranks=1, shares=[1, 1], seeds=[1, 2])
+    assert (found["exit_status"], found["figures"]["memory"]["free"]) == (0, 4 << 30)
+    status, text = doctor_runs.problem(file, ["batch_size=15"], ranks=1, shares=[2, 1], seeds=[1, 2])
+    assert (status, "1 mistake(s) in the settings" in text) == (2, True), text
 
 
 def test_folders_of_runs_are_looked_at_one_by_one(file):
