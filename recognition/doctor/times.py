@@ -59,8 +59,11 @@ def tell_time(
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         out = Path(folder) / "trial.json"
         settings = [*overrides, *([f"batch_size={batch}"] if machines > 1 else []), f"output={folder}"]
-        rows = ["--rows", str(most_rows)]
-        status, reason = launch(["-m", "recognition.doctor.trial", path, "--out", str(out), *rows, "--set", *settings])
+        limits = ["--rows", str(most_rows)]
+        if facts and all(fact.images for fact in facts):  # as a part of them is opened
+            limits += ["--steps", str(round(config.epochs * steps_per_epoch(config, facts)))]
+        command = ["-m", "recognition.doctor.trial", path, "--out", str(out), *limits, "--set", *settings]
+        status, reason = launch(command)
         if status or not out.exists():
             report.problem(status or 1, "trial", f"the ranks did not get through a few steps: {reason}")
             return
@@ -101,8 +104,10 @@ def _tell_trial(
         report.warning("extrapolated", f"a batch of {config.batch_size} takes too long to measure here: read off a "
                        "line through the two largest sizes, ± 30 %")
     if found["left_out"] != "off":
-        report.fact("compiled", f"the run compiles its backbone (speed.compile={found['left_out']}): some minutes at "
-                    "the start, then faster than these steps, which did not")
+        report.judge(found["gains"], "compiled", "the run compiles its backbone (speed.compile="
+                     f"{found['left_out']}): some minutes at the start, then " + (
+                         "faster than these steps, which did not" if found["gains"] else "slower than these steps, as "
+                         "transformers were measured on a CPU (docs/performance.md); speed.compile=off does not"))
     an_epoch = steps_per_epoch(config, facts)
     steps = round(config.epochs * an_epoch)
     report.fact("training", f"{steps:,} steps, {an_epoch:,} an epoch: {span(steps * guess.seconds)} "

@@ -34,7 +34,7 @@ def config_file(folder: Path, root: Path) -> str:
 
 def canned(command: Sequence[str]) -> tuple[int, str]:
     """What a trial of the rows that it is asked for might have found, without one."""
-    config = load(command[2], command[8:])
+    config = load(command[2], command[command.index("--set") + 1 :])
     found = {"ranks": 1, "batch": config.batch_size, "name": "a loader", "left_out": "off", "whole_set": True,
              "loader": {"batches": 5, "seconds": 1.0}, "points": [[4, 0.3], [config.batch_size, 1.0]],
              "together": [1.0, 1.1, 1.2], "peak_bytes": 1 << 20}

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition import launch
+from recognition import launch, speed
 from recognition.backbones import BackboneSettings
+from recognition.backbones.work import multiply_accumulates
 from recognition.config import Config, DataSettings, load
 from recognition.data.dataset import open_dataset
 from recognition.distributed import Ranks
@@ -105,9 +106,9 @@ def test_a_large_set_is_opened_in_part(root, monkeypatch):
 
 def _launch(command: Sequence[str]) -> tuple[int, str]:
     """One rank in this process instead of the launcher's, with little patience."""
-    path, out, rows, overrides = command[2], Path(command[4]), int(command[6]), command[8:]
-    config = load(path, overrides)
-    found = trial.measure(config, Ranks(), files.open_for_trial(config)[0], rows, patience=0.01)
+    path, out, rows, steps = command[2], Path(command[4]), int(command[6]), int(command[8])
+    config = load(path, command[command.index("--set") + 1 :])
+    found = trial.measure(config, Ranks(), files.open_for_trial(config)[0], rows, patience=0.01, steps=steps)
     out.write_text(json.dumps(found | {"whole_set": True}))
     return 0, ""
 
@@ -127,7 +128,43 @@ def test_a_sound_run_is_told_in_hours_and_leaves_no_file(tmp_path, file, capsys)
 
 def test_what_the_run_compiles_is_told_and_not_waited_for(file, capsys):
     assert examine(file, ["speed.compile=blocks"], _launch, 1, json_path=None) == 0
-    assert "compiles its backbone (speed.compile=blocks)" in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert "compiles its backbone (speed.compile=blocks)" in text
+    assert "then faster than these steps" in text
+
+
+@pytest.mark.parametrize(("steps", "way"), [(None, "off"), (10_000, "blocks")])
+def test_whether_the_run_compiles_is_of_all_its_steps(file, monkeypatch, steps, way):
+    config = load(file)
+    images = 16 * 10_000
+    monkeypatch.setattr(speed, "WORTH_COMPILING", 6.0 * multiply_accumulates(config.backbone) * images)
+    dataset = files.open_for_trial(config)[0]
+    assert trial.measure(config, Ranks(), dataset, patience=0.01, steps=steps)["left_out"] == way
+
+
+def test_of_a_part_of_the_set_the_trial_is_told_the_run_s_steps(file):
+    commands = []
+
+    def launch(command: Sequence[str]) -> tuple[int, str]:
+        commands.append(command)
+        return doctor_runs.canned(command)
+
+    assert examine(file, [], launch, 1, machines=2) == 0
+    assert commands[0][7:9] == ["--steps", "60"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("setting", "status"), [("blocks", 2), ("auto", 0)])
+def test_a_compiler_that_is_missing_is_told_where_it_was_asked_for(tmp_path, file, setting, status):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    environment = os.environ | {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "recognition.doctor.trial", file, "--out", str(tmp_path / "out.json"), "--set",
+               f"speed.compile={setting}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert ("speed.compile=blocks fails here" in done.stdout + done.stderr) == (status == 2)
+    assert not any(cache.iterdir())
 
 
 @pytest.mark.parametrize(("overrides", "status", "expected"), [
@@ -184,6 +221,12 @@ def test_a_step_that_is_faster_beside_the_loader_is_told_and_counts(file, root):
     told = {fact.name: fact.text for fact in report.sections["time again"]}
     assert told["step alone"].endswith(")")
     assert told["evaluation"].startswith("50 s")
+    assert "compiled" not in told
+    report.section("of a transformer")
+    slower = found | {"left_out": "blocks", "gains": False}
+    times._tell_trial(report, load(file), slower, estimate(found, 16), facts)
+    told = {fact.name: fact.text for fact in report.sections["of a transformer"]}
+    assert "then slower than these steps" in told["compiled"]
 
 
 @pytest.mark.parametrize(("damage", "why"), [
