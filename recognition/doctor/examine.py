@@ -26,6 +26,8 @@ from recognition.doctor.start import look_at_start
 from recognition.doctor.times import Launch, steps_per_epoch, tell_time
 from recognition.errors import SettingsError
 
+NOT_THERE = "the training set is not there yet"
+
 
 class Found(NamedTuple):
     """What is known of the training set. facts: of each of its parts, empty where one cannot be read.
@@ -79,10 +81,17 @@ def _go_through(
     ranks, config = local_ranks * machines, runs.costliest.config
     looked_at: dict[object, Found] = {}
     needs: dict[str, Needs] = {}
+    scored, too_large = set[object](), set[str]()
     for member in runs.every:
         one, data = member.config, _of_data(member.config)
         looked_at[data] = found = looked_at.get(data) or _look_at_data(report, one, member.path)
+        sets = (one.data.root, one.evaluation.sets, one.evaluation.ijb)
+        if found.unusable != NOT_THERE and sets not in scored:
+            scored.add(sets)
+            look_at_evaluation(one, report)
         if member.label not in needs:  # seeds need the same
+            if _is_too_large(report, one, found, runs.compared):
+                too_large.add(member.label)
             needs[member.label] = needs_of(one, found.classes, steps_per_epoch(one, found.facts), ranks,
                                            torch.cuda.is_available())
     if not runs.waiting:
@@ -95,7 +104,8 @@ def _go_through(
     unknown = "" if found.classes else "as `property` states no number" if found.facts else f"as {found.unusable}"
     distinct = {member.label: (member.config, needs[member.label]) for member in [*runs.waiting, runs.costliest]}
     most_rows = look_at_memory(report, [*distinct.values()], config, ranks, at_once, unknown)
-    if why := found.unusable or ("" if most_rows else "no step fits into memory"):
+    batch = "the batch is larger than the training set" if runs.costliest.label in too_large else ""
+    if why := found.unusable or batch or ("" if most_rows else "no step fits into memory"):
         report.section("time")
         report.fact("not measured", why)
         return
@@ -105,7 +115,18 @@ def _go_through(
 
 def _of_data(config: Config) -> object:
     """What `_look_at_data` depends on: runs of a comparison mostly share it."""
-    return config.data.root, config.data.weights, config.batch_size, config.evaluation
+    return config.data.root, config.data.weights, config.data.bad_share
+
+
+def _is_too_large(report: Report, config: Config, found: Found, compared: bool) -> bool:
+    """Whether a run's batch is larger than its sound training set, which is a problem of its settings."""
+    images = [fact.images for fact in found.facts if fact.images is not None]
+    if found.unusable or len(images) < len(found.facts) or sum(images) >= config.batch_size:
+        return False
+    report.section("settings")
+    report.problem(SettingsError.status, "batch_size", (f"{config.name}: " if compared else "")
+                   + f"{config.batch_size} is larger than the set of {sum(images)} images")
+    return True
 
 
 def _tell_settings(report: Report, config: Config, path: str, overrides: Sequence[str], ranks: int) -> None:
@@ -125,18 +146,13 @@ def _look_at_data(report: Report, config: Config, path: str) -> Found:
     report.section("training set")
     if not all(root.exists() for root in roots) and hasattr(read_file(path), "prepare"):
         report.fact("data", f"{config.data.root} is not there yet: the first run makes it, before anything else")
-        return Found([], "the training set is not there yet")
+        return Found([], NOT_THERE)
+    before = len(report.sections["training set"])
     facts = look_at_sets(config, report)
-    damaged = any(fact.kind == "problem" for fact in report.sections["training set"])
+    damaged = any(fact.kind == "problem" for fact in report.sections["training set"][before:])
     if any(fact.classes is None for fact in facts):
         report.warning("classes", "`property` states none, and only the first start's check tells how many: below they "
                        "are left out, or those of the records that were looked at")
-    look_at_evaluation(config, report)
-    images = [fact.images for fact in facts if fact.images is not None]
-    if facts and len(images) == len(facts) and sum(images) < config.batch_size:
-        report.problem(SettingsError.status, "batch_size", f"{config.batch_size} is larger than the set of "
-                       f"{sum(images)} images")
-        return Found(facts, "the batch is larger than the training set")
     if not facts:
         return Found([], "the training set cannot be read")
     return Found(facts, "the training set is damaged" if damaged else "")

@@ -151,6 +151,36 @@ def test_runs_side_by_side_have_their_shares_of_the_ranks(file, monkeypatch):
     assert (status, "1 mistake(s) in the settings" in text) == (2, True), text
 
 
+def _with_variants(file: str, **variants: tuple[str, ...]) -> str:
+    path = Path(file)
+    path.write_text(path.read_text().replace(VARIANTS, f"\ndef variants():\n    return {variants!r}\n"))
+    return file
+
+
+def test_data_that_variants_share_is_looked_at_once(file):
+    _with_variants(file, small=("batch_size=8",), plain=(), large=("batch_size=128",),
+                   bare=("epochs=9", "evaluation.sets=lfw"))
+    found = doctor_runs.told(file)
+    names = [fact["name"] for fact in found["sections"]["training set"]]
+    assert len(names) == len(set(names))
+    assert [fact["name"] for fact in found["sections"]["evaluation"]] == ["pairs", "sets"]
+    assert _fact(found, "settings", "batch_size") == "run_large: 128 is larger than the set of 96 images"
+
+
+def test_one_damaged_set_does_not_mark_the_others(file, tmp_path, small_set):
+    sound = doctor_runs.copied(small_set, tmp_path / "other")
+    damaged = Path(load(file).data.root)
+    index = damaged / "train.idx"
+    content = bytearray((damaged / "train.rec").read_bytes())
+    content[int(index.read_text().splitlines()[40].split("\t")[1])] ^= 255
+    (damaged / "train.rec").write_bytes(content)
+    _with_variants(file, first=(), second=(f"data.root={sound}", "head.inject=qaface"))
+    found = doctor_runs.told(file)
+    assert found["exit_status"] == 3
+    assert found["figures"]["runs"]["measured"] == "run_second"
+    assert "trial" in found["figures"]
+
+
 def test_folders_of_runs_are_looked_at_one_by_one(file):
     _, second, _ = members([file], [], [])
     (second.config.folder / "checkpoints" / "step-000000001").mkdir(parents=True)
