@@ -11,8 +11,9 @@
     trial.py     a few steps of the real run on all ranks, the loader and the step alone, and what they come to in hours
     examine.py   the command
 
-It writes no file of the run and none beside the data. Exit status 0, or that of the first problem, as the run's would
-be (2 settings, 3 data, …), with all problems listed. Proven by tests/recognition/test_doctor*.py.
+It writes no file of the run and none beside the data; on a GPU what the trial compiles stays in build/compiled of the
+checkout. Exit status 0, or that of the first problem, as the run's would be (2 settings, 3 data, …), with all problems
+listed. Proven by tests/recognition/test_doctor*.py.
 """
 
 from recognition.doctor.examine import examine
