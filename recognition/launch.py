@@ -79,11 +79,18 @@ def main(arguments: Sequence[str]) -> int:
 def _examine(options: argparse.Namespace) -> int:
     if len(options.configs) > 1 or options.fresh:
         raise SettingsError("--doctor looks at one config, and starts nothing")
-    machine_shares(options.side_by_side)
-    machines, local_ranks = read_machines(), _environment("NPROC", _ranks())
+    shares, machines, local_ranks = _ranks_side_by_side(options), read_machines(), _environment("NPROC", _ranks())
+    local_ranks = min(shares, default=local_ranks)
     alone = Machines(1, 1, 0, "", "")
     return examine(options.configs[0], options.overrides, lambda command: launch(command, alone, local_ranks, 0),
-                   local_ranks, machines.most, options.json, options.seeds, options.single)
+                   local_ranks, machines.most, options.json, options.seeds, options.single, shares)
+
+
+def _ranks_side_by_side(options: argparse.Namespace) -> list[int]:
+    """Ranks of each of the runs that a comparison has side by side; empty where there is one run at a time."""
+    shares = machine_shares(options.side_by_side)
+    compared = is_comparison(options.configs, options.seeds, options.single)
+    return [int(share["NPROC"]) for share in shares] if len(shares) > 1 and compared else []
 
 
 def _compare(options: argparse.Namespace) -> int:
