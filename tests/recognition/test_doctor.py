@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import doctor_runs
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
 @pytest.fixture
 def root(tmp_path, small_set) -> Path:
     return doctor_runs.copied(small_set, tmp_path)
