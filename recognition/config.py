@@ -213,7 +213,8 @@ def read_file(path: str | Path) -> types.ModuleType:
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
-        raise SettingsError(f"{path}: no such config file" + (f"; near: {', '.join(near)}" if near else ""))
+        hint = "; settings stand behind --set" if "=" in path.name else f"; near: {', '.join(near)}" if near else ""
+        raise SettingsError(f"{path}: no such config file{hint}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise SettingsError(f"{path}: a config file ends in .py")

@@ -128,7 +128,7 @@ def run_one(path: str, overrides: Sequence[str], fresh: bool, max_restarts: int 
             write_status(config.folder, "finished")
         return 0
     if status > 128:
-        from_where = f"step {told['step']}" if told.get("state") == "stopped" else "the last checkpoint"
+        from_where = f"step {told['step']}" if told.get("state") == "stopped" else "the last save, if there is one"
         print(f"{reason}; the same command goes on from {from_where}", file=sys.stderr)
     else:
         print(reason, file=sys.stderr)

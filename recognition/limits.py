@@ -119,7 +119,7 @@ def value_mistakes(config: "Config", flat: Mapping[str, Any]) -> list[str]:
         ("optimizer.epsilon", c.optimizer.epsilon, lambda v: 0 < v <= 1, "above 0, at most 1"),
         ("optimizer.clip_norm", c.optimizer.clip_norm, lambda v: v is None or v > 0, "above 0, or none"),
         ("schedule.warmup_epochs", c.schedule.warmup_epochs, lambda v: 0 <= v < c.epochs or not c.epochs > 0,
-         f"below epochs ({c.epochs})"),
+         f"below epochs ({c.epochs}); 0: no warm-up"),
         ("schedule.milestones", c.schedule.milestones, lambda v: all(a < b for a, b in pairwise((0, *v, c.epochs))),
          f"rising numbers of epochs below {c.epochs}"),
         ("schedule.factor", c.schedule.factor, lambda v: 0 < v <= 1, "above 0, at most 1"),

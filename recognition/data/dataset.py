@@ -290,7 +290,7 @@ def find_shards(root: Path) -> list[Path]:
         raise DataError(f"{root}: no such folder or file; expected a folder with train.rec or shards, or a .rec file")
     paths = sorted(root.glob("*.rec"), key=_natural)
     if not paths:
-        raise DataError(f"{root}: no .rec file in this folder")
+        raise DataError(f"{root}: no .rec file in this folder; tools/rec_builder.py build makes a set of pictures")
     if (whole := root / "train.rec") not in paths:
         return paths
     parts = [path.name for path in paths if re.fullmatch(r"train[_-]\d+\.rec", path.name)]

@@ -100,6 +100,11 @@ def test_missing_file_names_the_nearest(tmp_path):
         load(tmp_path / "dmo.py")
 
 
+def test_a_setting_in_a_configs_place_is_told_where_it_belongs():
+    with pytest.raises(SettingsError, match=r"epochs=2: no such config file; settings stand behind --set"):
+        configuration.read_file("epochs=2")
+
+
 def test_changes_ignore_what_does_not_train():
     old = Config(name="a")
     new = dataclasses.replace(old, name="b", seed=3, log=configuration.LogSettings(every_steps=7))

@@ -29,7 +29,8 @@ def draw_pairs(pictures: Sequence[int], pairs: int, seed: int) -> list[Pair]:
         raise SettingsError(f"--random {pairs}; expected a multiple of {2 * FOLDS}: {FOLDS} folds, half genuine")
     if len(pictures) < 2 * FOLDS:
         raise SettingsError(f"--random {pairs}: pictures of {len(pictures)} people; expected at least {2 * FOLDS}: "
-                            f"{FOLDS} folds have people of their own, and an impostor pair takes two")
+                            f"{FOLDS} folds have people of their own, and an impostor pair takes two "
+                            "(split --share: hold out more)")
     people = epoch_order(len(pictures), seed, 0).tolist()
     # Whoever has two pictures can be in a genuine pair: dealt out evenly, so that every fold has some.
     people.sort(key=lambda person: pictures[person] < 2)
