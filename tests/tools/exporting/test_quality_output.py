@@ -196,8 +196,9 @@ def test_a_model_file_carries_its_runs_norms() -> None:
     def info_of(injection: Injection) -> dict[str, object]:
         memory = Memory(injection, 3, 8, torch.device("cpu"), 4, 0)
         config = SimpleNamespace(name="demo")
-        run = SimpleNamespace(config=config, step=7, epoch=1, scores=[], scored=7, head=SimpleNamespace(memory=memory))
-        plain = {"run": "demo", "step": 7, "epoch": 1, "scores": []}
+        run = SimpleNamespace(config=config, step=7, epoch=1, scores=[], scored=7, product_dtype=torch.float32,
+                              head=SimpleNamespace(memory=memory))
+        plain = {"run": "demo", "step": 7, "epoch": 1, "scores": [], "scores_in": "float32"}
         assert model_info(run) == plain, "nothing is known before the first batch"  # type: ignore[arg-type]
         memory.write(torch.randn(4, 8), torch.tensor([9.0, 10, 12, 13]), torch.arange(4), 1, torch.tensor(True))
         return {key: value for key, value in model_info(run).items() if key not in plain}  # type: ignore[arg-type]
