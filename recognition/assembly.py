@@ -164,6 +164,8 @@ def how_compiled(config: Config, backbone: nn.Module, ranks: Ranks, steps: int) 
 
     Counted are a forward, a backward of two forwards' work, and with injection the momentum backbone's forward.
     """
+    if config.speed.compile != "auto" or ranks.device.type != "cpu":  # nothing has to be counted
+        return way_to_compile(config.speed, ranks.device, pays=False)
     forwards = 4 if config.head.inject.needs_momentum else 3
     images = steps * config.batch_size / ranks.world_size
     pays = pays_on_cpu(backbone, 2.0 * forwards * multiply_accumulates(config.backbone) * images)

@@ -54,15 +54,13 @@ def cpu_model() -> str | None:
 
 def matrix_instructions() -> list[str]:
     """Those of MATRIX_INSTRUCTIONS that the processor has."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
-    flags = set(found[1].split()) if found else set()
+    flags = set(_flags().split())
     return [name for name in MATRIX_INSTRUCTIONS if name in flags]
 
 
 def processor_key() -> str:
     """Digits that tell processors of other instructions apart: code compiled for one may not run on another."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
-    said = f"{cpu_model()} {platform.machine()} {platform.processor()} {found[1] if found else ''}"
+    said = f"{cpu_model()} {platform.machine()} {platform.processor()} {_flags()}"
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
@@ -81,6 +79,12 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def _flags() -> str:
+    """The processor's instructions, as /proc/cpuinfo lists them."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _meminfo(field: str) -> int | None:
