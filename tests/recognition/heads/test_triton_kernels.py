@@ -156,13 +156,18 @@ def compared(result: Result, case: Case) -> Result:
 
 
 def check(interpreter: Callable[..., Any], case: Case, tile_bytes: int = ONE_BLOCK) -> Result:
-    """Our error against float64 is at most that of the torch path with the same products, plus float32's rounding."""
+    """Our error against float64 is at most that of the torch path with the same products, plus float32's rounding.
+
+    The rounding of a cosine, and of s·cosine − log Z, moves an exponent by up to s·ε, so its exponential by that share.
+    Either path may happen to round well: the torch path's products depend on the processor.
+    """
+    rounding = case.s * torch.finfo(torch.float32).eps
     log_z, of_target = statistics(case)
     ours = interpreter(in_triton, case, log_z, of_target, True, tile_bytes)
     exact = compared(in_torch(case, torch.float64, log_z, of_target), case)
     usual = compared(in_torch(case, case.x_hat.dtype, log_z, of_target), case)
     for name, got, expected, other in zip(Result._fields, compared(ours, case), exact, usual, strict=True):
-        assert error(got, expected) <= error(other, expected) + 1e-6, name
+        assert error(got, expected) <= error(other, expected) + rounding, name
     return ours
 
 
