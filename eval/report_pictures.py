@@ -17,7 +17,7 @@ import numpy as np
 from eval.ijb import crop_face, load_ijb
 from eval.report_page import contact_sheet, heading, paragraph
 from eval.safe_pickle import load_pairs
-from eval.verification import decode_face, reduce_to
+from eval.verification import decode_face, reduce_to, similarity
 from recognition.data.dataset import open_dataset
 from recognition.data.image_file import ImageError
 from recognition.errors import DataError, SettingsError
@@ -93,7 +93,7 @@ class Pictures:
 
         if curve["path"] is None:
             return _unsaid(curve)
-        return _sheets(curve["hardest"], look)
+        return _sheets(curve["hardest"], look, lambda score: float(similarity(np.asarray(-score))))
 
     def ijb_sheets(self, folder: str | None, curve: dict[str, Any]) -> str:
         """Contact sheets of an IJB folder's hardest pairs, the first face of each template: [id, id, score] each."""
@@ -115,7 +115,7 @@ class Pictures:
             caption = f"templates {names[0]}, {names[1]}"
             return [crop_face(ijb, face) for face in faces], bool(ijb.issame[there[0]]), caption
 
-        return _sheets(curve["hardest"], look)
+        return _sheets(curve["hardest"], look, lambda score: score)
 
 
 def _unsaid(curve: dict[str, Any]) -> str:
@@ -124,7 +124,7 @@ def _unsaid(curve: dict[str, Any]) -> str:
     return paragraph("No pictures of the hardest pairs: where the set lies is not said.", muted=True)
 
 
-def _sheets(hardest: dict[str, list[list[float]]], look: Look) -> str:
+def _sheets(hardest: dict[str, list[list[float]]], look: Look, cosine_of: Callable[[float], float]) -> str:
     parts = []
     for kind, (title, meaning, same) in KINDS.items():
         items = []
@@ -134,7 +134,7 @@ def _sheets(hardest: dict[str, list[list[float]]], look: Look) -> str:
                 if issame != same:
                     raise DataError("the set there is another one: its labels do not fit these pairs")
                 items.append(([data_uri(image) for image in images], f"{caption}: {meaning}",
-                              f"{caption}, score {found[-1]:.3f}"))
+                              f"{caption}, cosine {cosine_of(found[-1]):.3f}"))
         except (DataError, SettingsError, IndexError) as error:
             parts.append(paragraph(f"No pictures of the {title.lower()}: {error}.", muted=True))
             continue

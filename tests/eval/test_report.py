@@ -74,7 +74,7 @@ def results(path, sides=(None, 8), name=None):
     for side in sides:
         images = reduce_to(pairs.images, side) if side else pairs.images
         sums, norms = embed_with_mirror(embed, images)
-        alike = 1 - squared_distances(sums) / 2
+        alike = -squared_distances(sums)
         hardest = {}
         for kind, same, sign in (("false_match", False, -1), ("false_non_match", True, 1)):
             rows_of = np.flatnonzero(pairs.issame == same)
@@ -193,7 +193,7 @@ def test_pictures_are_those_of_the_hardest_pairs(run, small_set):
     hardest = [pair for curve in value["curves"] for kind in curve["hardest"].values() for pair in kind]
     assert len(sources) == 2 * len(hardest)
     captions = [text for text in page.text if text.startswith("pair ")]
-    assert captions == [f"pair {pair}, score {score:.3f}" for pair, score in hardest]
+    assert captions == [f"pair {pair}, cosine {1 + score / 2:.3f}" for pair, score in hardest]
     encoded = np.frombuffer(base64.b64decode(sources[1].split(",")[1]), np.uint8)
     shown = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     truth = load_bin(small_set / "pairs.bin").images[2 * hardest[0][0] + 1]
@@ -369,6 +369,6 @@ def test_faces_of_the_hardest_templates(real_data, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"verification": [], "ijb": {str(real_data / "lfw_as_ijbc"): result}}))
     page = Page(built(path))
-    assert f"templates {first}, {second}, score 0.500" in page.text
+    assert f"templates {first}, {second}, cosine 0.500" in page.text
     assert page.tags.count("img") == 2
     shutil.rmtree(tmp_path)
