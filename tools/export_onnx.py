@@ -218,6 +218,9 @@ def main(arguments: Sequence[str]) -> int | None:
     pairs, unmeasured = pairs_in(options)
     check_places(out, options.json, pairs)
     images = options.images or (run_images(options.run) if options.run.is_dir() else None)
+    if form.precision == "int8" and images is not None:
+        print(f"int8: calibrating on up to {CALIBRATION} faces of {images}; minutes for a large network",
+              file=sys.stderr, flush=True)
     report = export(
         options.run, out, None if images is None else partial(read_images, images), options.backbone, form,
         given=Given(options.mean, options.std, options.color_order), pairs=pairs,

@@ -35,7 +35,8 @@ def test_accuracy_before_and_after(
     before, after = (evaluate(load_embedder(file, 1, "cpu").embed, load_bin(pairs))["accuracy"] for file in (path, out))
     assert (row["set"], row["pairs"], row["before"], row["after"]) == ("pairs", 20, before, after)
     assert row["difference"] == after - before
-    said = capsys.readouterr().out
+    said, beside = capsys.readouterr()
+    assert (f"int8: calibrating on up to 256 faces of {faces_folder}" in beside) == (precision == "int8")
     assert f"32 given images of {faces_folder}" in said
     assert "accuracy before" in said
     assert "measured at export on 128 images; below -2 is unrecognisable" in said
