@@ -51,7 +51,6 @@ WARM_UP = 4
 RATE = 1e-6
 COMMON = ("epochs=1000", "speed.compile=off")
 """Settings that all variants start from: no run ends while it is measured, and none is compiled unasked."""
-MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def take(variant: Variant, settings: Sequence[str], steps: int) -> dict[str, flo
     """One round of a variant; seconds, CPU seconds and faults of a step, of the slowest rank and of all together."""
     environment: dict[str, str | None] = dict(rank_environment(variant.threads))
     if not variant.malloc:
-        environment |= dict.fromkeys(MALLOC)
+        environment |= dict.fromkeys(name for name in environment if name.startswith("MALLOC_"))
     found = on_ranks(variant.ranks, train_some, (*settings, *variant.overrides), variant.flush, steps,
                      environment=environment)
     return {"seconds": max(each["seconds"] for each in found), "start": max(each["start"] for each in found),

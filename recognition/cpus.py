@@ -20,11 +20,24 @@ def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return count
 
 
-def rank_environment(threads: int) -> dict[str, str]:
+def rank_environment(threads: int, libc: str | None = None) -> dict[str, str]:
     """Variables that a rank's process should start with; what the user has set goes before them.
 
     threads: of torch on this rank. Batches of images and a step's activations are large: malloc would give each back to
     the system and fetch it anew, page by page (docs/scaling.md has what that costs).
+    libc: as `libc_version` tells.  Before glibc 2.35 a threshold above 32 MiB was ignored, and to set the other one
+    alone would fix it at 128 KiB; there malloc maps nothing.
     """
-    return {"OMP_NUM_THREADS": str(threads), "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-            "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+    name, _, version = (libc_version() if libc is None else libc).partition(" ")
+    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
+    if name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) < (2, 35):
+        keep = {"MALLOC_MMAP_MAX_": "0"}
+    return {"OMP_NUM_THREADS": str(threads), **keep, "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+
+
+def libc_version() -> str:
+    """The C library's name and version, "glibc 2.36"; nothing where it is another one."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        return ""

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from recognition.cpus import available_cpus, rank_environment
+from recognition.cpus import available_cpus, libc_version, rank_environment
 
 
 def test_only_processors_that_may_be_used_count():
@@ -25,7 +25,30 @@ def test_a_container_s_quota_counts(tmp_path, monkeypatch, text, expected):
     assert available_cpus(tmp_path / "cpu.max") == expected
 
 
-def test_ranks_start_with_their_share_of_the_threads():
-    environment = rank_environment(3)
-    assert environment["OMP_NUM_THREADS"] == "3"
-    assert int(environment["MALLOC_MMAP_THRESHOLD_"]) >= 1 << 30
+@pytest.mark.parametrize("libc", ["glibc 2.28", "glibc 2.34", "glibc 2.35", "glibc 3.0", "", None])
+def test_ranks_start_with_their_share_of_the_threads_and_a_malloc_that_keeps(libc):
+    """A threshold that a glibc refuses may not be set: without it the other one makes malloc give all back."""
+    environment = rank_environment(3, libc)
+    assert environment.pop("OMP_NUM_THREADS") == "3"
+    old = libc in ("glibc 2.28", "glibc 2.34")
+    assert environment == {"MALLOC_MMAP_MAX_" if old else "MALLOC_MMAP_THRESHOLD_": "0" if old else str(1 << 30),
+                           "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+
+
+@pytest.mark.skipif(not libc_version(), reason="another malloc than glibc's")
+@pytest.mark.parametrize("libc", ["glibc 2.34", None], ids=["old", "this"])
+def test_malloc_keeps_large_pieces(libc):
+    """Page faults of memory that is given back and taken again: as it comes all its pages, as launched hardly any."""
+    code = "import resource\n" \
+           "def use():\n" \
+           "    for _ in range(5): del [b'1' * (100 << 20), b'2' * (100 << 20)][:]\n" \
+           "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n" \
+           "print(-use() + use())"
+    faults = []
+    for variables in ({}, rank_environment(1, libc)):
+        bare = {name: value for name, value in os.environ.items()
+                if not name.startswith("MALLOC_") and name not in ("LD_PRELOAD", "GLIBC_TUNABLES")}
+        result = subprocess.run([sys.executable, "-c", code], env=bare | variables, capture_output=True, text=True,
+                                check=True)
+        faults.append(int(result.stdout))
+    assert faults[1] < faults[0] / 20
