@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -35,6 +36,7 @@ import torch
 
 from benchmarks.loader import write_pictures
 from benchmarks.measure import high_water, in_fresh_process, matmul_tflops, memory_now, restart_high_water
+from benchmarks.ranks import environment_of
 from benchmarks.step_contestants import KINDS, OURS, USUAL, Problem, Variant, build, require_no_options, settings
 from benchmarks.step_figures import add_figures, dense_peak
 from benchmarks.step_report import markdown, plot
@@ -42,7 +44,7 @@ from benchmarks.step_rounds import time_variants
 from recognition.assembly import choose_precision
 from recognition.backbones import BACKBONES
 from recognition.backbones.work import multiply_accumulates
-from recognition.cpus import available_cpus
+from recognition.cpus import available_cpus, rank_environment
 from recognition.data.dataset import open_dataset
 from recognition.errors import SettingsError, run_command
 from recognition.log import provenance
@@ -204,8 +206,14 @@ def device_name(device: str) -> str:
 
 
 def measure(problem: Problem, contestants: list[Variant], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Times and peaks of all contestants of a case, a row each; None where a GPU's memory did not do."""
-    times = in_fresh_process(time_variants, problem, contestants, options.rounds, options.seconds)
+    """Times and peaks of all contestants of a case, a row each; None where a GPU's memory did not do.
+
+    Times are taken in a process that starts as a launched rank does; peaks with malloc as it comes, for what the other
+    keeps would count as a contestant's.
+    """
+    launched = rank_environment(options.threads or available_cpus())
+    with environment_of({name: os.environ.get(name, value) for name, value in launched.items()}):
+        times = in_fresh_process(time_variants, problem, contestants, options.rounds, options.seconds)
     # On the CPU what an earlier one has loaded and kept would blur a peak; a GPU's is counted to the byte.
     groups = [[variant] for variant in contestants] if problem.device == "cpu" else [contestants]
     peaks: list[Any] = [(None, None)] * len(contestants)
