@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.step_figures import add_figures, dense_peak
 from recognition.assembly import Run, assemble
 from recognition.backbones import build
 from recognition.config import Config
+from recognition.cpus import rank_environment
 from recognition.data.batch import Batch, normalise
 from recognition.data.recordio import RecordReader
 from recognition.distributed import Ranks, gather_uneven_rows
@@ -271,6 +273,26 @@ def test_the_command_writes_everything(tmp_path, capsys):
     assert all(row["state_mib"] > 2 * weights and row["peak_mib"] > 1 for row in result["rows"])
     assert (tmp_path / "step.md").read_text().strip() in capsys.readouterr().out
     assert (tmp_path / "step.png").stat().st_size > 1000
+
+
+def test_times_are_taken_as_ranks_are_launched(problem, monkeypatch):
+    """What the user has set goes before it. Peaks count with malloc as it comes."""
+    launched = rank_environment(1)
+    for name in launched:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    seen = {}
+
+    def in_this_process(function, *arguments):
+        seen[function.__name__] = {name: os.environ.get(name) for name in launched}
+        return function(*arguments)
+
+    monkeypatch.setattr(step, "in_fresh_process", in_this_process)
+    options = step.parse(["--rounds", "1", "--seconds", "0", "--threads", "1"])
+    (row,) = step.measure(problem, [Variant(OURS)], options)
+    bare = dict.fromkeys(launched) | {"OMP_NUM_THREADS": "7"}
+    assert seen == {"time_variants": launched | {"OMP_NUM_THREADS": "7"}, "peak_bytes": bare}
+    assert row["state_mib"] is not None
 
 
 @pytest.mark.parametrize(("classes", "share"), [(1_000_000, 0.0315), (10_000, 0.9592)])
