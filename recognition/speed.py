@@ -32,7 +32,7 @@ _FORMS = 64
 
 WORTH_COMPILING = 1e14
 """Operations of a run's backbone on one rank above which `auto` compiles convolutions on a CPU. Compiling takes one to
-three minutes; this much a core computes in half an hour to an hour, compiled in a tenth to a quarter less."""
+three minutes; this much a core computes in 13 to 60 minutes, compiled in a fourteenth to a fifth less."""
 
 COLLECT_STEPS = 1000
 """Garbage is collected after so many steps at the latest, however rarely a run logs and saves."""
