@@ -18,6 +18,7 @@ Proven by tests/benchmarks/test_cpu.py.
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -142,9 +143,9 @@ def measure(backbone: str, root: str, chosen: Sequence[Variant], options: argpar
 
 def take(variant: Variant, settings: Sequence[str], steps: int) -> dict[str, float]:
     """One round of a variant; seconds, CPU seconds and faults of a step, of the slowest rank and of all together."""
-    environment: dict[str, str | None] = dict(rank_environment(variant.threads))
-    if not variant.malloc:
-        environment |= dict.fromkeys(name for name in environment if name.startswith("MALLOC_"))
+    environment: dict[str, str | None] = dict.fromkeys(name for name in os.environ if name.startswith("MALLOC_"))
+    environment |= {name: value for name, value in rank_environment(variant.threads, given={}).items()
+                    if variant.malloc or not name.startswith("MALLOC_")}
     found = on_ranks(variant.ranks, train_some, (*settings, *variant.overrides), variant.flush, steps,
                      environment=environment)
     return {"seconds": max(each["seconds"] for each in found), "start": max(each["start"] for each in found),

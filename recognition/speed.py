@@ -30,9 +30,9 @@ Compile = Literal["off", "blocks", "whole"]
 # limit of 8 forms of it would leave the rest uncompiled.
 _FORMS = 64
 
-WORTH_COMPILING = 1e14
+WORTH_COMPILING = 2e14
 """Operations of a run's backbone on one rank above which `auto` compiles convolutions on a CPU. Compiling takes one to
-three minutes; this much a core computes in 13 to 60 minutes, compiled in a fourteenth to a fifth less."""
+three minutes; this much a core computes in 27 to 80 minutes, compiled in a twenty-fifth to a fifth less."""
 
 COLLECT_STEPS = 1000
 """Garbage is collected after so many steps at the latest, however rarely a run logs and saves."""

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import cpu
 from recognition.config import load
+from recognition.cpus import rank_environment
 from recognition.errors import SettingsError
 
 
@@ -25,6 +26,24 @@ def test_only_the_variant_that_says_so_is_compiled():
              for variant in cpu.variants(2)}
     assert found.pop("compiled blocks") == "blocks"
     assert set(found.values()) == {"off"}
+
+
+@pytest.mark.parametrize("malloc", [True, False])
+def test_malloc_is_as_launched_or_as_it_comes(monkeypatch, malloc):
+    """Whatever of malloc's the user has set."""
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX"):
+        monkeypatch.setenv(name, "5")
+    seen = []
+
+    def on_ranks(*arguments, environment):
+        seen.append(environment)
+        return [{"seconds": 1.0, "cpu_seconds": 1.0, "faults": 0.0, "start": 1.0}]
+
+    monkeypatch.setattr(cpu, "on_ranks", on_ranks)
+    cpu.take(cpu.Variant("one", 1, 1, malloc=malloc), (), 1)
+    (environment,) = seen
+    unset = {"MALLOC_MMAP_THRESHOLD_": None, "MALLOC_ARENA_MAX": None}
+    assert environment == unset | (rank_environment(1, given={}) if malloc else {"OMP_NUM_THREADS": "1"})
 
 
 def test_unknown_variants_are_named():
