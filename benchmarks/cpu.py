@@ -144,7 +144,7 @@ def measure(backbone: str, root: str, chosen: Sequence[Variant], options: argpar
 def take(variant: Variant, settings: Sequence[str], steps: int) -> dict[str, float]:
     """One round of a variant; seconds, CPU seconds and faults of a step, of the slowest rank and of all together."""
     environment: dict[str, str | None] = dict.fromkeys(name for name in os.environ if name.startswith("MALLOC_"))
-    environment |= {name: value for name, value in rank_environment(variant.threads, given={}).items()
+    environment |= {name: value for name, value in rank_environment(variant.threads, {}).items()
                     if variant.malloc or not name.startswith("MALLOC_")}
     found = on_ranks(variant.ranks, train_some, (*settings, *variant.overrides), variant.flush, steps,
                      environment=environment)

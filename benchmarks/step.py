@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -210,7 +211,7 @@ def measure(problem: Problem, contestants: list[Variant], options: argparse.Name
     Times are taken in a process that starts as a launched rank does; peaks with malloc as it comes, for what the other
     keeps would count as a contestant's.
     """
-    with environment_of(rank_environment(options.threads or available_cpus())):
+    with environment_of(rank_environment(options.threads or available_cpus(), os.environ)):
         times = in_fresh_process(time_variants, problem, contestants, options.rounds, options.seconds)
     # On the CPU what an earlier one has loaded and kept would blur a peak; a GPU's is counted to the byte.
     groups = [[variant] for variant in contestants] if problem.device == "cpu" else [contestants]

@@ -29,7 +29,8 @@ KINDS = {
     "false_non_match": ("Hardest false non-matches", "the same person, least alike", True),
 }
 
-Look = Callable[[Sequence[float]], tuple[list[np.ndarray], bool, str]]
+# From a pair and its score to its pictures, whether they are of the same person, its caption and its cosine.
+Look = Callable[[Sequence[float]], tuple[list[np.ndarray], bool, str, float]]
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -86,21 +87,22 @@ class Pictures:
     def verification_sheets(self, curve: dict[str, Any]) -> str:
         """Contact sheets of a verification set's hardest pairs, as the model saw them: [pair, score] each."""
 
-        def look(found: Sequence[float]) -> tuple[list[np.ndarray], bool, str]:
+        def look(found: Sequence[float]) -> tuple[list[np.ndarray], bool, str, float]:
             pair = int(found[0])
             images = [self.of_set(curve["path"], 2 * pair + side, curve["degrade"]) for side in (0, 1)]
-            return images, bool(self._open(curve["path"], load_pairs)[1][pair]), f"pair {pair}"
+            cosine = float(similarity(np.asarray(-found[-1])))
+            return images, bool(self._open(curve["path"], load_pairs)[1][pair]), f"pair {pair}", cosine
 
         if curve["path"] is None:
             return _unsaid(curve)
-        return _sheets(curve["hardest"], look, lambda score: float(similarity(np.asarray(-score))))
+        return _sheets(curve["hardest"], look)
 
     def ijb_sheets(self, folder: str | None, curve: dict[str, Any]) -> str:
         """Contact sheets of an IJB folder's hardest pairs, the first face of each template: [id, id, score] each."""
         if folder is None:
             return _unsaid(curve)
 
-        def look(found: Sequence[float]) -> tuple[list[np.ndarray], bool, str]:
+        def look(found: Sequence[float]) -> tuple[list[np.ndarray], bool, str, float]:
             self._require(folder)
             ijb = self._open(folder, load_ijb)
             sides = [int(np.searchsorted(ijb.template_ids, int(template))) for template in found[:2]]
@@ -113,9 +115,9 @@ class Pictures:
             if not len(there):
                 raise DataError(f"{folder}: templates {names[0]} and {names[1]} are no pair")
             caption = f"templates {names[0]}, {names[1]}"
-            return [crop_face(ijb, face) for face in faces], bool(ijb.issame[there[0]]), caption
+            return [crop_face(ijb, face) for face in faces], bool(ijb.issame[there[0]]), caption, found[-1]
 
-        return _sheets(curve["hardest"], look, lambda score: score)
+        return _sheets(curve["hardest"], look)
 
 
 def _unsaid(curve: dict[str, Any]) -> str:
@@ -124,17 +126,17 @@ def _unsaid(curve: dict[str, Any]) -> str:
     return paragraph("No pictures of the hardest pairs: where the set lies is not said.", muted=True)
 
 
-def _sheets(hardest: dict[str, list[list[float]]], look: Look, cosine_of: Callable[[float], float]) -> str:
+def _sheets(hardest: dict[str, list[list[float]]], look: Look) -> str:
     parts = []
     for kind, (title, meaning, same) in KINDS.items():
         items = []
         try:
             for found in hardest.get(kind, ()):
-                images, issame, caption = look(found)
+                images, issame, caption, cosine = look(found)
                 if issame != same:
                     raise DataError("the set there is another one: its labels do not fit these pairs")
                 items.append(([data_uri(image) for image in images], f"{caption}: {meaning}",
-                              f"{caption}, cosine {cosine_of(found[-1]):.3f}"))
+                              f"{caption}, cosine {cosine:.3f}"))
         except (DataError, SettingsError, IndexError) as error:
             parts.append(paragraph(f"No pictures of the {title.lower()}: {error}.", muted=True))
             continue

@@ -21,7 +21,7 @@ def available_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return count
 
 
-def rank_environment(threads: int, given: Mapping[str, str] = os.environ, libc: str | None = None) -> dict[str, str]:
+def rank_environment(threads: int, given: Mapping[str, str], libc: str | None = None) -> dict[str, str]:
     """Variables to add to those given, which go before them, where a rank's process starts.
 
     threads: of torch on this rank. Batches of images and a step's activations are large: malloc would give each back to
@@ -29,13 +29,11 @@ def rank_environment(threads: int, given: Mapping[str, str] = os.environ, libc: 
     libc: as `libc_version` tells.  Before glibc 2.35 a threshold above 32 MiB was ignored, and to set the other one
     alone would fix it at 128 KiB; there malloc maps nothing, unless what it maps is given.
     """
-    name, _, version = (libc_version() if libc is None else libc).partition(" ")
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
-    if name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) < (2, 35):
-        keep = {"MALLOC_MMAP_MAX_": "0"}
-    if any(name.startswith("MALLOC_MMAP_") for name in given):
-        keep = {}
-    added = {"OMP_NUM_THREADS": str(threads), **keep, "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+    added = {"OMP_NUM_THREADS": str(threads), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+    library, _, version = (libc_version() if libc is None else libc).partition(" ")
+    old = library == "glibc" and tuple(int(part) for part in version.split(".")[:2]) < (2, 35)
+    if not any(name.startswith("MALLOC_MMAP_") for name in given):
+        added |= {"MALLOC_MMAP_MAX_": "0"} if old else {"MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
     return {name: value for name, value in added.items() if name not in given}
 
 

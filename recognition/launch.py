@@ -199,12 +199,10 @@ def put_aside(folder: Path) -> None:
 
 def launch(command: Sequence[str], machines: Machines, local_ranks: int, max_restarts: int) -> tuple[int, str]:
     """Run `python COMMAND` on all ranks of this machine; exit status, and the reason where it is not 0."""
-    kept = rank_environment(max(1, available_cpus() // local_ranks))
+    os.environ.update(rank_environment(max(1, available_cpus() // local_ranks), os.environ))
     there = next(folder for folder in (COMPILED, *COMPILED.parents) if folder.exists())
     if machines.most == 1 and os.access(there, os.W_OK):  # its locks are not made for what machines share
-        kept["TORCHINDUCTOR_CACHE_DIR"] = str(COMPILED / processor_key())
-    for name, value in kept.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILED / processor_key()))
     with tempfile.TemporaryDirectory(prefix="run-notes-") as folder:
         try:
             return run_ranks(command, machines.rendezvous(max_restarts), local_ranks, max_restarts, Path(folder))

@@ -43,7 +43,7 @@ def test_malloc_is_as_launched_or_as_it_comes(monkeypatch, malloc):
     cpu.take(cpu.Variant("one", 1, 1, malloc=malloc), (), 1)
     (environment,) = seen
     unset = {"MALLOC_MMAP_THRESHOLD_": None, "MALLOC_ARENA_MAX": None}
-    assert environment == unset | (rank_environment(1, given={}) if malloc else {"OMP_NUM_THREADS": "1"})
+    assert environment == unset | (rank_environment(1, {}) if malloc else {"OMP_NUM_THREADS": "1"})
 
 
 def test_unknown_variants_are_named():

@@ -277,7 +277,7 @@ def test_the_command_writes_everything(tmp_path, capsys):
 
 def test_times_are_taken_as_ranks_are_launched(problem, monkeypatch):
     """What the user has set goes before it. Peaks count with malloc as it comes."""
-    launched = rank_environment(1, given={})
+    launched = rank_environment(1, {})
     for name in launched:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
